@@ -1,0 +1,53 @@
+"""The only place where random generators are made.
+
+Every draw is keyed by (seed, purpose, indices), never taken from a stream that something else also reads. A resumed
+run, another micro-batch size or another number of workers therefore draws exactly the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+def derive_key(seed: int, purpose: str, *indices: int) -> int:
+    """128-bit key of one draw. Distinct arguments give distinct keys (up to hash collision, 2^-64 for 2^32 keys)."""
+    text = "/".join([str(seed), purpose, *(str(int(index)) for index in indices)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+
+
+def generator(seed: int, purpose: str, *indices: int) -> np.random.Generator:
+    """Counter-based generator (Philox 4x64) for one draw: `generator(seed, "noise", step, position)`.
+
+    NumPy's, not torch's: torch's CPU generator keeps 32 bits of a seed, so that a long run would reuse noise.
+    """
+    return np.random.Generator(np.random.Philox(key=derive_key(seed, purpose, *indices)))
+
+
+def sampling_generator(seed: int) -> torch.Generator:
+    """CPU torch generator for one image: what a diffusers user passes as `generator=` for the same pixels."""
+    import torch
+
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def image_seed(seed: int, *indices: int) -> int:
+    """Seed of one image in [0, 2^31), to be recorded beside it and given to `sampling_generator`."""
+    return derive_key(seed, "image", *indices) % 2**31
+
+
+@contextlib.contextmanager
+def seeded_global(seed: int, purpose: str, *indices: int) -> Iterator[None]:
+    """Seed torch's global CPU generator for libraries that offer no other (weight initialisation), and put it back."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_key(seed, purpose, *indices) % 2**63)
+        yield

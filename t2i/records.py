@@ -1,0 +1,161 @@
+"""The rows that stages hand to each other, and how they are written.
+
+One JSON object a line (JSONL), UTF-8, keys as the dataclass fields. A file is written whole under a temporary name and
+renamed, so a reader never sees half of it. Image paths are relative to the folder of the file that names them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from t2i.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Row = TypeVar("Row", "CaptionedImage", "GeneratedImage", "Prompt", "ScoredImage")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One description of one image. kind: `alt`, `short`, `dense`, ...; source: the captioner, file or person."""
+
+    kind: str
+    text: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """An image and everything said about it. id: SHA-256 of the file's bytes, first 32 hex digits."""
+
+    id: str
+    image: str
+    width: int
+    height: int
+    captions: tuple[Caption, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+    """The user's own columns, carried along unread."""
+
+    def caption(self, kind: str) -> str | None:
+        """Text of the first caption of that kind, or None."""
+        return next((c.text for c in self.captions if c.kind == kind), None)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What to generate. id: unique within its set, stable across runs; category groups prompts in tables."""
+
+    id: str
+    text: str
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """One generated image: enough to make the same pixels again with plain diffusers."""
+
+    prompt_id: str
+    prompt: str
+    seed: int
+    """Given to a CPU torch.Generator."""
+    image: str
+    sample: int = 0
+    """Number of the image among those of the same prompt."""
+    category: str = ""
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What two arms are paired by: prompt, sample and seed."""
+        return (self.prompt_id, self.sample, self.seed)
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """A generated image with its raw scores, by scorer name, in each scorer's own published scale."""
+
+    prompt_id: str
+    prompt: str
+    seed: int
+    image: str
+    sample: int = 0
+    category: str = ""
+    scores: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What two arms are paired by: prompt, sample and seed."""
+        return (self.prompt_id, self.sample, self.seed)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is either absent, the old one, or whole: temporary name, fsync, rename."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """As `write_text`, for bytes."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically. Equal tensors and metadata give equal bytes."""
+    from safetensors.torch import save
+
+    data = save({name: value.contiguous() for name, value in tensors.items()}, metadata=dict(metadata or {}) or None)
+    # The library writes the metadata in another order in every process (a hash map of Rust).
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    write_bytes(path, len(header).to_bytes(8, "little") + header + data[end:])
+
+
+def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows, one JSON object a line, atomically."""
+    lines = [json.dumps(dataclasses.asdict(row), ensure_ascii=False, sort_keys=True) for row in rows]
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def read_jsonl(path: Path, row_type: type[Row]) -> Iterator[Row]:
+    """Yield the rows of a file. Raises DataError with file and line for bad JSON, unknown or missing keys."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    with file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield _parse_row(line, row_type, f"{path}:{number}")
+
+
+def _parse_row(line: bytes, row_type: type[Row], where: str) -> Row:
+    try:
+        values = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 text ({error.reason}).") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON ({error.msg}); expected one object a line.") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{where}: found {type(values).__name__}, expected a JSON object.")
+    try:
+        if row_type is CaptionedImage:
+            values["captions"] = tuple(Caption(**caption) for caption in values.get("captions", ()))
+        return row_type(**values)
+    except TypeError as error:
+        names = ", ".join(f.name for f in dataclasses.fields(row_type))
+        raise DataError(f"{where}: not a {row_type.__name__} ({error}); its keys are {names}.") from error
