@@ -1,0 +1,135 @@
+"""Files that a recipe names: where they are, and a hash of what is in them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from t2i.config import PathMark
+from t2i.errors import ConfigError, DataError
+from t2i.records import write_text
+
+PACKAGE_PREFIX = "pkg:"
+_EXPLICIT_PREFIXES = (PACKAGE_PREFIX, "/", "./", "../", "~")
+_SETTLED_S = 2.0
+"""A file younger than this may still change without a new time stamp: no statement about it is kept."""
+
+
+def resolve_path(text: str) -> Path:
+    """Path that a recipe's string means: `pkg:package.name/inner/path` inside an installed package, else as written.
+
+    Relative paths start at the working directory. The path need not exist. Raises ConfigError for an unknown package.
+    """
+    if not text.startswith(PACKAGE_PREFIX):
+        return Path(text).expanduser()
+    package, _, inner = text.removeprefix(PACKAGE_PREFIX).partition("/")
+    return _package_folder(package, text) / inner
+
+
+def _package_folder(package: str, text: str) -> Path:
+    # find_spec imports the parents only; the package's own (possibly heavy) code stays unread.
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"{text!r}: no installed package {package!r}; write pkg:package.name/path/inside/it.")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def local_path(text: str, mark: PathMark) -> Path | None:
+    """The file or folder that a marked string names, or None for a hub id."""
+    explicit = text.startswith(_EXPLICIT_PREFIXES) or not mark.may_be_hub_id
+    path = resolve_path(text)
+    return path if explicit or path.exists() else None
+
+
+@dataclass
+class ContentHashes:
+    """Content hashes of files and folders, remembered by path, size, times and inode.
+
+    file: where they are kept between runs; None keeps them in memory. A cache that cannot be read is made anew.
+    """
+
+    file: Path | None = None
+    _entries: dict[str, list[int | str]] = field(default_factory=dict)
+    _changed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.file is not None and self.file.is_file():
+            self._entries = _read_entries(self.file)
+
+    def hash_path(self, path: Path) -> str:
+        """SHA-256 (hex) of a file's suffix and bytes, or of a folder's relative names and bytes.
+
+        Names that begin with a dot and `__pycache__` are not content. Where the path stands, and times, do not matter.
+        Raises DataError if it is missing or unreadable.
+        """
+        try:
+            if not path.is_dir():
+                return _digest(f"file {path.suffix.lower()} {self._hash_file(path)}")
+            rows = [f"{inner.relative_to(path).as_posix()} {self._hash_file(inner)}" for inner in _files_in(path)]
+        except OSError as error:
+            raise DataError(f"{error.filename or path}: cannot be read ({error.strerror}).") from error
+        return _digest("\n".join(["folder", *rows]))
+
+    def _hash_file(self, path: Path) -> str:
+        status = path.stat()
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        name = str(path.absolute())
+        settled = time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_S
+        entry = self._entries.get(name)
+        if settled and entry is not None and entry[:-1] == stamp:
+            return str(entry[-1])
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if settled:
+            self._entries[name] = [*stamp, digest]
+            self._changed = True
+        return digest
+
+    def save(self) -> None:
+        """Keep the hashes for the next run, if the folder of `file` exists and can be written."""
+        if self._changed and self.file is not None and self.file.parent.is_dir():
+            with contextlib.suppress(OSError):  # a lost cache costs time only; planning must work on a read-only disk
+                write_text(self.file, json.dumps(self._entries))
+                self._changed = False
+
+
+def hash_path(path: Path, cache: ContentHashes | None = None) -> str:
+    """Content hash of one file or folder; see `ContentHashes.hash_path`."""
+    return (cache or ContentHashes()).hash_path(path)
+
+
+def _read_entries(file: Path) -> dict[str, list[int | str]]:
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    rows = entries.items() if isinstance(entries, dict) else ()
+    return {name: entry for name, entry in rows if isinstance(entry, list) and len(entry) == 5}
+
+
+def _files_in(folder: Path, around: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Files below a folder, by name; links are followed, and a link to a folder above is an error."""
+    real = os.path.realpath(folder)
+    if real in around:
+        raise DataError(f"{folder}: links to a folder that contains it.")
+    for inner in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if inner.name.startswith(".") or inner.name == "__pycache__":
+            continue
+        if inner.is_dir():
+            yield from _files_in(inner, around | {real})
+        else:
+            yield inner
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

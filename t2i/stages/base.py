@@ -1,0 +1,73 @@
+"""What a stage is: a frozen, tagged part of a recipe that fills one folder from the folders of earlier stages."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, JsonValue
+
+from t2i.config import FrozenModel
+from t2i.config import speed_only as speed_only  # stages import it from here
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What the engine gives to a running stage.
+
+    folder: the stage's own, already made; the only place it may write. It can hold what an interrupted run left.
+    inputs: for every `*_from` field that is set, the finished folders it names, in order.
+    seed: the stage's own seed, or else the recipe's.
+    """
+
+    folder: Path
+    inputs: dict[str, list[tuple[str, Path]]]
+    """Field -> [(stage name, finished folder), ...]."""
+    seed: int
+    recipe_name: str
+
+    def input(self, name: str) -> Path:
+        """The one folder that field `name` refers to."""
+        [(_, folder)] = self.inputs[name]
+        return folder
+
+
+class Stage(FrozenModel, ABC):
+    """Common part of every stage. Fields that end in `_from` name earlier stages (one, or a list with wildcards)."""
+
+    version: ClassVar[int] = 1
+    """Bump when `run` would write something else for the same fields."""
+    produces: ClassVar[str]
+    """What the finished folder holds: captioned_images, adapter, pipeline, generations, scores, ..."""
+    accepts: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """For each `_from` field, what its stage may produce."""
+
+    shows_names: ClassVar[bool] = False
+    """True if what is written contains the names of the stages it reads: renaming those then runs it again."""
+
+    type: str
+    name: str = ""
+    """Label for references and folder names; the stage's type if empty."""
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    """Seed of this stage alone; the recipe's if absent."""
+
+    @abstractmethod
+    def run(self, context: StageContext) -> dict[str, Any]:
+        """Fill `context.folder`; return the facts for done.json. May be called again on a half-filled folder."""
+
+    def inspect(self) -> dict[str, JsonValue]:
+        """Light facts for `t2i inspect`, such as counts of source images: reads names and headers, loads no model."""
+        return {}
+
+    @property
+    def label(self) -> str:
+        """What references and folder names call the stage."""
+        return self.name or self.type
+
+    @property
+    def references(self) -> dict[str, tuple[str, ...]]:
+        """For each `*_from` field that is set, the names of the stages it reads, in order."""
+        values = {field: getattr(self, field) for field in type(self).model_fields if field.endswith("_from")}
+        return {field: (value,) if isinstance(value, str) else tuple(value) for field, value in values.items() if value}
