@@ -1,0 +1,116 @@
+"""Scorers by name: nothing is imported until it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TypeAlias
+
+from rewards.base import DifferentiableReward, Reward
+from rewards.errors import InputError, MissingDependencyError
+
+RewardSpec: TypeAlias = str | Mapping[str, object]
+"""A registered name, "module:Class", or either as {"name": ..., option: value, ...}."""
+
+_REGISTRY = {
+    "blank": "rewards.controls:Blank",
+    "brightness": "rewards.controls:Brightness",
+    "clip_score": "rewards.clip_score:ClipScore",
+    "jpeg_size": "rewards.controls:JpegSize",
+    "saturation": "rewards.controls:Saturation",
+    "sharpness": "rewards.controls:Sharpness",
+}
+
+_ATTRIBUTES = ("name", "version", "scale", "needs_prompt", "differentiable", "higher_is_better", "score")
+
+
+def available() -> tuple[str, ...]:
+    """Names that `load` knows, sorted."""
+    return tuple(sorted(_REGISTRY))
+
+
+def load(spec: RewardSpec, device: str = "cpu") -> Reward:
+    """Make a scorer. Models are opened by its first `score`, not here.
+
+    spec: a registered name ("clip_score"), a class of your own ("my_package.my_module:MyScorer"), or a mapping with
+    "name" and the scorer's options ({"name": "clip_score", "model": "openai/clip-vit-base-patch32"}). device: a torch
+    device, for scorers that have one. Raises InputError for an unknown name or option, or a class that is no `Reward`;
+    MissingDependencyError when a package is not installed.
+    """
+    name, options = _split(spec)
+    scorer_class = _find(name)
+    accepted = inspect.signature(scorer_class).parameters
+    known = sorted(set(accepted) - {"device"})
+    for option in options:
+        if option not in known:
+            raise InputError(
+                f"{name} has no option {option!r}{_did_you_mean(option, known)} Options: {_listed(known)}."
+            )
+    required = [key for key in known if accepted[key].default is inspect.Parameter.empty and key not in options]
+    if required:
+        raise InputError(f"{name} needs the option {required[0]!r}; give {{'name': '{name}', '{required[0]}': ...}}.")
+    reward = scorer_class(**options, **({"device": device} if "device" in accepted else {}))
+    return _checked(reward, name)
+
+
+def _split(spec: RewardSpec) -> tuple[str, dict[str, object]]:
+    if isinstance(spec, str):
+        return spec, {}
+    if not isinstance(spec, Mapping):
+        raise InputError(f"a scorer is named by text or a mapping with 'name'; found {type(spec).__name__}.")
+    options = dict(spec)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise InputError(f"scorer {dict(spec)}: 'name' is missing; expected {{'name': 'clip_score', ...}}.")
+    return name, options
+
+
+def _find(name: str) -> type:
+    target = name if ":" in name else _REGISTRY.get(name)
+    if target is None:
+        raise InputError(
+            f"unknown scorer {name!r}{_did_you_mean(name, available())} Available: {_listed(available())}."
+        )
+    module_name, _, class_name = target.partition(":")
+    module = _import(module_name, name)
+    found = getattr(module, class_name, None)
+    if not isinstance(found, type):
+        raise InputError(f"scorer {name!r}: module {module_name} has no class {class_name!r}.")
+    return found
+
+
+def _import(module_name: str, scorer: str) -> ModuleType:
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise InputError(f"scorer {scorer!r}: {module_name!r} is not a module name; expected module:Class.")
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if module_name == missing or module_name.startswith(missing + "."):
+            raise InputError(
+                f"scorer {scorer!r}: there is no module {missing!r} on the import path (PYTHONPATH)."
+            ) from error
+        raise MissingDependencyError(
+            f"scorer {scorer!r} needs the package {missing!r}: pip install {missing.partition('.')[0]}"
+        ) from error
+
+
+def _checked(reward: object, name: str) -> Reward:
+    if not isinstance(reward, Reward):
+        lacking = [attribute for attribute in _ATTRIBUTES if not hasattr(reward, attribute)]
+        raise InputError(f"scorer {name!r} is no Reward; it lacks {_listed(lacking)}.")
+    if reward.differentiable and not isinstance(reward, DifferentiableReward):
+        raise InputError(f"scorer {name!r} says it is differentiable, but has no score_tensor.")
+    return reward
+
+
+def _did_you_mean(word: str, known: tuple[str, ...] | list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def _listed(names: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(names) or "none"
