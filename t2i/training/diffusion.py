@@ -1,0 +1,100 @@
+"""Training a denoiser, through adapters or as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from t2i import lora
+from t2i.errors import ConfigError, RunError
+from t2i.families.base import Conditioning, ModelFamily
+from t2i.objectives.base import DiffusionBatch, LossOutput
+from t2i.training.loop import Trainable
+from t2i.training.settings import FullSettings, LoraSettings
+
+if TYPE_CHECKING:
+    from t2i.objectives.denoising import Denoising
+
+
+class FamilyDenoiser:
+    """The Denoiser that objectives see: a family's denoiser and text encoders with their adapters."""
+
+    def __init__(self, family: ModelFamily, adapted: dict[str, nn.Module]) -> None:
+        self.family, self.adapted = family, adapted
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of the prompts, through the text encoders' adapters if these are on."""
+        return self.family.encode_prompts(prompts)
+
+    def __call__(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.family.predict(noisy, timesteps, conditioning)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Adapters off and no gradients, for the length of the block."""
+        with lora.adapters_off(self.adapted), torch.no_grad():
+            yield
+
+
+class DiffusionModule(nn.Module):
+    """`forward(batch)` is the objective's loss; its sub-modules are the components that are trained."""
+
+    def __init__(
+        self, family: ModelFamily, objective: Denoising, trained: dict[str, nn.Module], adapted: dict[str, nn.Module]
+    ) -> None:
+        super().__init__()
+        self.components = nn.ModuleDict(trained)
+        self.denoiser = FamilyDenoiser(family, adapted)
+        self.noise = family.noise
+        self.objective = objective
+
+    def forward(self, batch: DiffusionBatch) -> LossOutput:
+        """Per-example loss of one batch."""
+        return self.objective(self.denoiser, self.noise, batch)
+
+
+def diffusion_trainable(
+    family: ModelFamily, objective: Denoising, settings: LoraSettings | FullSettings, seed: int
+) -> tuple[Trainable, dict[str, nn.Module]]:
+    """Prepare a family for training. Returns what the loop trains, and the trained components by name."""
+    if isinstance(settings, LoraSettings):
+        components = lora.inject(family, settings, seed)
+        adapted, rate = components, settings.text_encoder_learning_rate
+    else:
+        components, adapted, rate = _unfreeze(family, settings.components), {}, None
+    module = DiffusionModule(family, objective, components, adapted)
+    text_encoders = [name for name in components if name in family.facts.text_encoders]
+    rates = {f"components.{name}.": rate for name in text_encoders} if rate else {}
+    return Trainable(module, rates, lambda batch: _check_first_batch(module, adapted, batch)), components
+
+
+def _unfreeze(family: ModelFamily, names: Sequence[str]) -> dict[str, nn.Module]:
+    lora.freeze(family)
+    known = {name: value for name, value in family.pipeline.components.items() if isinstance(value, nn.Module)}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"trained.components: {unknown} are not components of this model; known: {', '.join(known)}.")
+    return {name: known[name].requires_grad_(True) for name in names}
+
+
+@torch.no_grad()
+def _check_first_batch(module: DiffusionModule, adapted: dict[str, nn.Module], batch: DiffusionBatch) -> None:
+    """Step 0: the loss is finite, only adapters are trained, and a fresh adapter changes nothing, bit for bit."""
+    losses = module(batch).loss
+    if not torch.isfinite(losses).all():
+        raise RunError(
+            "step 0: the loss of the untrained model is not finite; the checkpoint or its precision is unfit."
+        )
+    if not adapted:
+        return
+    strangers = [name for name, value in module.named_parameters() if value.requires_grad and ".lora_" not in name]
+    if strangers:
+        raise RunError(f"step 0: parameters other than the adapter's would be trained: {strangers[:3]}.")
+    with module.denoiser.reference():
+        reference = module(batch).loss
+    if not torch.equal(losses, reference):
+        raise RunError("step 0: the fresh adapter changes the model's output; it must start as the model itself.")

@@ -1,0 +1,266 @@
+"""From a recipe's words to what the loop needs: one small class per kind of model that can be trained."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from t2i import lora
+from t2i.data.captions import CaptionMix
+from t2i.data.encode import encode_records, load_pixels
+from t2i.data.examples import ImageExamples, LatentExamples
+from t2i.errors import ConfigError
+from t2i.families.loading import load_family, locate_checkpoint
+from t2i.objectives import Autoencoder, Classification, Contrastive, Denoising
+from t2i.objectives.base import ImageBatch, LossOutput
+from t2i.randomness import seeded_global
+from t2i.records import CaptionedImage
+from t2i.training.diffusion import diffusion_trainable
+from t2i.training.loop import Trainable
+from t2i.training.outputs import ADAPTER_FOLDER, LORA_FILE, MODEL_FOLDER, forget_origin
+from t2i.training.settings import FullSettings, LoraSettings
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What every task is built from."""
+
+    model: str
+    revision: str | None
+    random_seed: int | None
+    """Not None: start from fresh weights, keyed by it, instead of the checkpoint's."""
+    trained: LoraSettings | FullSettings
+    mix: CaptionMix | None
+    resolution: int | None
+    posterior: Literal["sample", "mode"]
+    records: Sequence[CaptionedImage]
+    seed: int
+    folder: Path
+    encode_batch_size: int
+
+
+class Task(Protocol):
+    """A model, its examples, and how to save it."""
+
+    trainable: Trainable
+    examples: Any
+
+    def facts(self) -> dict[str, Any]:
+        """What is worth recording about the run before it starts."""
+        ...
+
+    def save(self, metadata: dict[str, str]) -> dict[str, Any]:
+        """Write the trained model into the stage's folder; returns facts."""
+        ...
+
+
+class DiffusionTask:
+    """A denoiser on cached latents."""
+
+    def __init__(self, settings: TaskSettings, objective: Denoising) -> None:
+        if settings.mix is None:
+            raise ConfigError("captions: a denoiser needs captions to train on, for example {alt: 1}.")
+        settings.mix.check(settings.records)
+        self.settings = settings
+        self.family = load_family(settings.model, revision=settings.revision, random_seed=settings.random_seed)
+        lora.freeze(self.family)
+        resolution = checked_resolution(self.family, settings.resolution)
+        if torch.cuda.is_available():
+            self.family.pipeline.to("cuda")
+        # Before the images are encoded, which may take hours: a target that does not exist ends the run here.
+        self.trainable, self.components = diffusion_trainable(self.family, objective, settings.trained, settings.seed)
+        store = encode_records(
+            self.family,
+            settings.records,
+            resolution,
+            settings.folder / "latents",
+            batch_size=settings.encode_batch_size,
+        )
+        self.examples = LatentExamples(settings.records, store, settings.mix, settings.seed, settings.posterior)
+        self.resolution = resolution
+
+    def facts(self) -> dict[str, Any]:
+        prompts = [caption.text for row in self.settings.records for caption in row.captions]
+        return {
+            "family": self.family.facts.name,
+            "images": len(self.settings.records),
+            "resolution": self.resolution,
+            "trained_parameters": sum(value.numel() for value in self.trainable.parameters().values()),
+            "captions_longer_than_the_text_encoder": self.family.count_truncated(prompts),
+        }
+
+    def save(self, metadata: dict[str, str]) -> dict[str, Any]:
+        if isinstance(self.settings.trained, LoraSettings):
+            path = self.settings.folder / ADAPTER_FOLDER / LORA_FILE
+            path.parent.mkdir(exist_ok=True)
+            lora.save(self.components, path, metadata)
+            return {"adapter": path.relative_to(self.settings.folder).as_posix()}
+        return save_pipeline(self.family.pipeline, self.settings.folder)
+
+
+class AutoencoderTask:
+    """The autoencoder of a pipeline, on images alone."""
+
+    def __init__(self, settings: TaskSettings, objective: Autoencoder) -> None:
+        self.settings = settings
+        self.family = load_family(settings.model, revision=settings.revision, random_seed=settings.random_seed)
+        self.vae = self.family.pipeline.vae
+        lora.freeze(self.family)
+        self.vae.requires_grad_(True)
+        self.resolution = checked_resolution(self.family, settings.resolution)
+        with torch.no_grad():
+            shape = self.family.encode_images(torch.zeros(1, 3, self.resolution, self.resolution)).mean.shape[1:]
+        self.examples = ImageExamples(settings.records, self.resolution, settings.seed, tuple(shape))
+        self.trainable = Trainable(_AutoencoderModule(self.vae, objective))
+
+    def facts(self) -> dict[str, Any]:
+        return {"images": len(self.settings.records), "resolution": self.resolution}
+
+    def save(self, metadata: dict[str, str]) -> dict[str, Any]:
+        """Also sets `scaling_factor`, so that scaled latents have unit deviation (Rombach et al. 2022, appendix G)."""
+        sample = self.settings.records[:: max(1, len(self.settings.records) // 512)]
+        device = next(self.vae.parameters()).device
+        with torch.no_grad():
+            pixels = torch.stack([load_pixels(record, self.resolution) for record in sample])
+            means = [self.vae.encode(part.to(device)).latent_dist.mean for part in pixels.split(32)]
+            mean = torch.cat(means)
+            error = (self.vae.decode(mean[:64]).sample.clamp(-1, 1) - pixels[:64].to(device)).square().mean()
+        # Eight digits are more than a scale needs, and the config stays readable.
+        self.vae.register_to_config(scaling_factor=float(f"{1 / float(mean.std()):.6g}"))
+        psnr = float(-10 * torch.log10(error / 4))
+        scale = self.vae.config.scaling_factor
+        return save_pipeline(self.family.pipeline, self.settings.folder) | {"psnr_db": psnr, "scaling_factor": scale}
+
+
+class _AutoencoderModule(nn.Module):
+    def __init__(self, vae: nn.Module, objective: Autoencoder) -> None:
+        super().__init__()
+        self.vae, self.objective = vae, objective
+
+    def forward(self, batch: ImageBatch) -> LossOutput:
+        return self.objective(self.vae, batch)  # pyright: ignore[reportArgumentType]
+
+
+class ContrastiveTask:
+    """A CLIPModel on captioned images."""
+
+    def __init__(self, settings: TaskSettings, objective: Contrastive) -> None:
+        from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+        if settings.mix is None:
+            raise ConfigError("captions: a contrastive model needs captions to train on, for example {dense: 1}.")
+        settings.mix.check(settings.records)
+        self.settings, folder = settings, locate_checkpoint(settings.model, settings.revision)
+        if settings.random_seed is None:
+            self.model = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+        else:
+            with seeded_global(settings.random_seed, "initialisation", 0):
+                self.model = CLIPModel(CLIPConfig.from_pretrained(folder))
+        self.source = folder
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder)
+        vision: Any = self.model.config.vision_config
+        resolution = settings.resolution or vision.image_size
+        self.examples = ImageExamples(settings.records, resolution, settings.seed, mix=settings.mix)
+        self.trainable = Trainable(_ContrastiveModule(self.model, self.tokenizer, self.source, objective))
+
+    def facts(self) -> dict[str, Any]:
+        return {"images": len(self.settings.records), "parameters": sum(p.numel() for p in self.model.parameters())}
+
+    def save(self, metadata: dict[str, str]) -> dict[str, Any]:
+        folder = self.settings.folder / MODEL_FOLDER
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        (folder / "preprocessor_config.json").write_bytes((self.source / "preprocessor_config.json").read_bytes())
+        return {"model": MODEL_FOLDER}
+
+
+class _ContrastiveModule(nn.Module):
+    def __init__(self, model: Any, tokenizer: Any, folder: Path, objective: Contrastive) -> None:
+        super().__init__()
+        config = json.loads((folder / "preprocessor_config.json").read_text())
+        self.model, self.tokenizer, self.objective = model, tokenizer, objective
+        self.register_buffer("mean", torch.tensor(config["image_mean"]).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["image_std"]).reshape(1, 3, 1, 1), persistent=False)
+
+    def forward(self, batch: ImageBatch) -> LossOutput:
+        pixels = ((batch.pixels + 1) / 2 - self.get_buffer("mean")) / self.get_buffer("std")
+        tokens = self.tokenizer(list(batch.prompts), padding="max_length", truncation=True, return_tensors="pt")
+        tokens = tokens.to(pixels.device)
+        output = self.model(tokens.input_ids, pixels, tokens.attention_mask)
+        return self.objective(output.image_embeds, output.text_embeds, self.model.logit_scale.exp())
+
+
+class ClassificationTask:
+    """A reader of images, given as `module:Class`."""
+
+    def __init__(self, settings: TaskSettings, objective: Classification) -> None:
+        module, _, name = objective.reader.partition(":")
+        try:
+            reader_class = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(f"objective.reader: {objective.reader!r} cannot be imported ({error}).") from error
+        with seeded_global(settings.random_seed or settings.seed, "initialisation", 0):
+            self.model = reader_class()
+        self.settings = settings
+        resolution = settings.resolution or self.model.image_size
+        self.examples = ImageExamples(
+            settings.records, resolution, settings.seed, tuple(self.model.noise_shape), labels=self.model.labels
+        )
+        self.trainable = Trainable(_ClassificationModule(self.model, objective))
+
+    def facts(self) -> dict[str, Any]:
+        return {"images": len(self.settings.records), "parameters": sum(p.numel() for p in self.model.parameters())}
+
+    def save(self, metadata: dict[str, str]) -> dict[str, Any]:
+        self.model.save_pretrained(self.settings.folder / MODEL_FOLDER)
+        return {"model": MODEL_FOLDER}
+
+
+class _ClassificationModule(nn.Module):
+    def __init__(self, model: Any, objective: Classification) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: ImageBatch) -> LossOutput:
+        pixels, labels = self.model.augment(batch.pixels, batch.labels, batch.noise)
+        return self.objective(self.model(pixels), labels)
+
+
+def build_task(settings: TaskSettings, objective: Denoising | Autoencoder | Contrastive | Classification) -> Task:
+    """The task of an objective."""
+    if isinstance(objective, Denoising):
+        return DiffusionTask(settings, objective)
+    if isinstance(objective, Autoencoder):
+        return AutoencoderTask(settings, objective)
+    if isinstance(objective, Contrastive):
+        return ContrastiveTask(settings, objective)
+    return ClassificationTask(settings, objective)
+
+
+def checked_resolution(family: Any, resolution: int | None) -> int:
+    """The recipe's resolution, or the model's own. Raises ConfigError unless the model can take it."""
+    own = family.pipeline.unet.config.sample_size * family.pipeline.vae_scale_factor
+    chosen = resolution or own
+    if chosen % family.pixel_multiple:
+        raise ConfigError(f"resolution: {chosen} is not a multiple of {family.pixel_multiple}, which this model needs.")
+    return chosen
+
+
+def save_pipeline(pipeline: Any, folder: Path) -> dict[str, Any]:
+    """Write a whole pipeline in diffusers layout under a temporary name and rename it."""
+    import shutil
+
+    target, temporary = folder / MODEL_FOLDER, folder / f".{MODEL_FOLDER}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(target, ignore_errors=True)
+    pipeline.save_pretrained(temporary, safe_serialization=True)
+    forget_origin(temporary)
+    temporary.rename(target)
+    return {"model": MODEL_FOLDER}

@@ -1,0 +1,285 @@
+"""From the words of a train stage to a model on disk, for every kind of model that can be trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+from t2i.data.sources import load_records
+from t2i.errors import ConfigError, DataError, RunError
+from t2i.objectives.base import DiffusionBatch
+from t2i.records import CaptionedImage
+from t2i.stages.train import Train
+from t2i.training.log import read_metrics
+from t2i.training.settings import FullSettings
+
+LOOP = {"steps": 2, "batch_size": 4, "log_every": 1}
+OPTIMIZER = {"learning_rate": 1e-3}
+
+
+def train(folder: Path, **fields: object) -> dict[str, Any]:
+    """Run a train stage on the photographs."""
+    inputs = {"data_from": tiny.captioned_photographs()}
+    return tiny.run_stage(Train, folder, {"optimizer": OPTIMIZER, "loop": LOOP, **fields}, inputs)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of every safetensors file."""
+    files = sorted(folder.rglob("*.safetensors"))
+    return {f"{file.parent.name}/{key}": value for file in files for key, value in load_file(file).items()}
+
+
+def test_lora_facts_tell_what_was_trained(tmp_path: Path) -> None:
+    trained = {"type": "lora", "rank": 2}
+    facts = train(tmp_path / "train", model=str(tiny.sd1()), captions={"caption": 1}, trained=trained)
+    state = load_file(tmp_path / "train" / facts["adapter"])
+    assert facts["family"] == "sd1"
+    assert (facts["images"], facts["steps"], facts["resolution"]) == (6, 2, 32)
+    assert facts["trained_parameters"] == sum(value.numel() for value in state.values())
+    assert {key.partition(".")[0] for key in state} == {"unet"}
+
+
+def test_captions_beyond_the_limit_are_counted(tmp_path: Path) -> None:
+    rows = load_records(tiny.captioned_photographs() / "records.jsonl")
+    lengths = [len(tiny.tokenizer()(row.caption("caption")).input_ids) for row in rows]
+    trained = {"type": "lora", "rank": 1}
+    facts = train(tmp_path / "train", model=str(tiny.sd1()), captions={"caption": 1}, trained=trained)
+    assert facts["captions_longer_than_the_text_encoder"] == sum(length > tiny.TOKENS for length in lengths)
+
+
+def test_full_training_changes_the_named_components_alone(tmp_path: Path) -> None:
+    trained = {"type": "full", "components": ["unet"]}
+    facts = train(tmp_path / "train", model=str(tiny.sd1()), captions={"caption": 1}, trained=trained)
+    before, after = weights(tiny.sd1()), weights(tmp_path / "train" / facts["model"])
+    assert before.keys() == after.keys()
+    changed = {key.partition("/")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"unet"}
+    StableDiffusionPipeline.from_pretrained(tmp_path / "train" / facts["model"], safety_checker=None)
+
+
+def test_whole_model_of_one_stage_is_what_the_next_goes_on_from(tmp_path: Path) -> None:
+    trained = {"type": "full", "components": ["unet"]}
+    fields = {"captions": {"caption": 1}, "trained": trained, "optimizer": OPTIMIZER, "loop": LOOP}
+    inputs = {"data_from": tiny.captioned_photographs()}
+    tiny.run_stage(Train, tmp_path / "first", {**fields, "model": str(tiny.sd1())}, inputs)
+    still = {**fields, "optimizer": {"learning_rate": 1e-12, "weight_decay": 0}}
+    tiny.run_stage(Train, tmp_path / "second", still, {**inputs, "model_from": tmp_path / "first"})
+    first, second = weights(tmp_path / "first/model"), weights(tmp_path / "second/model")
+    assert all(torch.allclose(value, second[key], atol=1e-9) for key, value in first.items())
+
+
+def test_random_initialisation_is_a_function_of_the_seed(tmp_path: Path) -> None:
+    trained = {"type": "full", "components": ["unet", "text_encoder"]}
+    fields = {"model": str(tiny.sd1()), "captions": {"caption": 1}, "init": "random", "trained": trained}
+    states = []
+    for name in ("a", "b"):
+        torch.manual_seed(len(states))
+        states.append(weights(tmp_path / name / train(tmp_path / name, **fields)["model"]))
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    original = weights(tiny.sd1())
+    assert not torch.allclose(states[0]["unet/conv_in.weight"], original["unet/conv_in.weight"], atol=0.01)
+
+
+def test_unknown_component_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    trained = {"type": "full", "components": ["unet", "transformer"]}
+    with pytest.raises(ConfigError, match=r"transformer.*known: .*unet"):
+        train(tmp_path / "train", model=str(tiny.sd1()), captions={"caption": 1}, trained=trained)
+
+
+def test_missing_caption_kind_is_refused_before_anything_is_encoded(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"6 of 6 images have no caption of kind 'dense'"):
+        train(tmp_path / "train", model=str(tiny.sd1()), captions={"dense": 1})
+    assert not (tmp_path / "train/latents").exists()
+
+
+def test_resolution_must_fit_the_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="34 is not a multiple of 4"):
+        train(tmp_path / "train", model=str(tiny.sd1()), captions={"caption": 1}, resolution=34)
+
+
+def test_checkpoint_that_cannot_be_trained_on_is_found_at_the_first_step(tmp_path: Path) -> None:
+    task = tiny.diffusion_task(tmp_path)
+    batch = task.examples.collate([task.examples.example(0, 0, 0)])
+    check = task.trainable.check
+    assert check is not None
+    check(batch)
+    broken = DiffusionBatch(batch.latents * float("nan"), batch.noise, batch.uniform, batch.prompts)
+    with pytest.raises(RunError, match="step 0: the loss of the untrained model is not finite"):
+        check(broken)
+
+
+def test_adapter_that_is_not_neutral_is_found_at_the_first_step(tmp_path: Path) -> None:
+    task = tiny.diffusion_task(tmp_path)
+    batch = task.examples.collate([task.examples.example(0, 0, 0)])
+    check = task.trainable.check
+    assert check is not None
+    parameter = next(p for name, p in task.trainable.parameters().items() if ".lora_B." in name)
+    parameter.data += 0.1
+    with pytest.raises(RunError, match="fresh adapter changes the model's output"):
+        check(batch)
+    parameter.data -= 0.1
+    base = next(p for name, p in task.trainable.module.named_parameters() if ".lora_" not in name)
+    base.requires_grad_(True)
+    with pytest.raises(RunError, match="parameters other than the adapter's"):
+        check(batch)
+
+
+def test_full_training_is_not_held_to_the_rules_of_adapters(tmp_path: Path) -> None:
+    task = tiny.diffusion_task(tmp_path, trained=FullSettings(components=("unet",)))
+    assert task.trainable.check is not None
+    task.trainable.check(task.examples.collate([task.examples.example(0, 0, 0)]))
+
+
+def test_autoencoder_is_trained_and_scaled(tmp_path: Path) -> None:
+    trained = {"type": "full", "components": ["vae"]}
+    fields = {"model": str(tiny.sd1()), "objective": {"type": "autoencoder"}, "trained": trained}
+    facts = train(tmp_path / "train", **fields, loop={**LOOP, "steps": 20}, optimizer={"learning_rate": 5e-3})
+    rows = read_metrics(tmp_path / "train/metrics.jsonl")
+    assert rows[-1]["reconstruction"] < 0.7 * rows[0]["reconstruction"]
+    assert rows[0]["loss"] == pytest.approx(rows[0]["reconstruction"] + 1e-3 * rows[0]["kl"], rel=1e-5)
+    vae = AutoencoderKL.from_pretrained(tmp_path / "train/model", subfolder="vae")
+    from t2i.data.encode import load_pixels
+
+    records = load_records(tiny.captioned_photographs() / "records.jsonl")
+    pixels = torch.stack([load_pixels(record, 32) for record in records])
+    with torch.no_grad():
+        mean = vae.encode(pixels).latent_dist.mean
+        painted = vae.decode(mean).sample.clamp(-1, 1)
+    assert float((mean * vae.config.scaling_factor).std()) == pytest.approx(1, rel=1e-4)
+    # Peak 2 in [-1, 1]: 10 log10(4 / mean squared error).
+    error = float((painted - pixels).square().mean())
+    assert facts["psnr_db"] == pytest.approx(10 * np.log10(4 / error), abs=1e-3)
+    unet = weights(tmp_path / "train/model")["unet/conv_in.weight"]
+    assert torch.equal(unet, weights(tiny.sd1())["unet/conv_in.weight"])
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIPModel of 16 px pictures."""
+    folder = tmp_path_factory.mktemp("clip")
+    tokens = tiny.tokenizer()
+    width = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {
+        "bos_token_id": tokens.bos_token_id,
+        "eos_token_id": tokens.eos_token_id,
+        "pad_token_id": tokens.pad_token_id,
+    }
+    text = {**width, **special, "vocab_size": len(tokens), "max_position_embeddings": tiny.TOKENS}
+    config = CLIPConfig(text_config=text, vision_config={**width, "image_size": 16, "patch_size": 8}, projection_dim=8)
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder)
+    tokens.save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+def test_contrastive_model_learns_and_can_be_loaded(tmp_path: Path, clip: Path) -> None:
+    fields = {
+        "model": str(clip),
+        "captions": {"caption": 1},
+        "caption_dropout": 0.0,
+        "objective": {"type": "contrastive"},
+    }
+    full = {"type": "full", "components": ["model"]}
+    loop = {**LOOP, "steps": 40, "batch_size": 6}
+    train(tmp_path / "train", **fields, trained=full, loop=loop, optimizer={"learning_rate": 3e-3})
+    rows = read_metrics(tmp_path / "train/metrics.jsonl")
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    assert 0 <= rows[0]["accuracy"] <= 1
+    model = CLIPModel.from_pretrained(tmp_path / "train/model")
+    assert not torch.equal(model.logit_scale, CLIPModel.from_pretrained(clip).logit_scale)
+    saved, original = (CLIPTokenizer.from_pretrained(folder) for folder in (tmp_path / "train/model", clip))
+    assert saved("a photo of the cat").input_ids == original("a photo of the cat").input_ids
+    name = "preprocessor_config.json"
+    assert (tmp_path / "train/model" / name).read_bytes() == (clip / name).read_bytes()
+
+
+def test_contrastive_loss_cannot_be_cut_into_portions() -> None:
+    fields = {"model": "m", "data_from": "caption", "captions": {"caption": 1}, "objective": {"type": "contrastive"}}
+    loop = {**LOOP, "micro_batch_size": 2}
+    with pytest.raises(ValidationError, match="couples the whole batch"):
+        tiny.from_recipe(Train, {**fields, "optimizer": OPTIMIZER, "loop": loop})
+
+
+class Reader(nn.Module):
+    """Tells from the mean colour whether a picture is wide."""
+
+    image_size = 16
+    noise_shape = (1, 1, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+
+    def labels(self, record: CaptionedImage) -> dict[str, np.ndarray]:
+        return {"wide": np.array(int(record.width > record.height))}
+
+    def augment(self, pixels: Tensor, labels: dict[str, Tensor], noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return pixels + 0.01 * noise, labels
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        return {"wide": self.head(pixels.mean(dim=(2, 3)))}
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        save_file(self.state_dict(), folder / "model.safetensors")
+
+
+def test_reader_is_trained_from_its_labels(tmp_path: Path) -> None:
+    objective = {"type": "classification", "reader": "test_tasks:Reader"}
+    fields = {"objective": objective, "trained": {"type": "full", "components": ["model"]}, "init": "random"}
+    states = []
+    for name in ("a", "b"):
+        train(tmp_path / name, **fields, loop={**LOOP, "steps": 30}, optimizer={"learning_rate": 0.1})
+        states.append(weights(tmp_path / name / "model"))
+    rows = read_metrics(tmp_path / "a/metrics.jsonl")
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize("reader", ["test_tasks:Nobody", "no_such_module:Reader", "Reader"])
+def test_reader_that_cannot_be_imported_is_refused(tmp_path: Path, reader: str) -> None:
+    full = {"type": "full", "components": ["model"]}
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        train(tmp_path / "train", objective={"type": "classification", "reader": reader}, trained=full)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({}, "captions: name the kinds"),
+        ({"captions": {"alt": 0.0}}, "every weight must be above 0"),
+        ({"captions": {"alt": 1}, "data": {"type": "folder", "path": "x"}}, "exactly one of `data`"),
+        ({"captions": {"alt": 1}, "init": "random"}, "a LoRA over random weights is of no use"),
+        ({"captions": {"alt": 1}, "trained": {"type": "lora", "rank": 0}}, "greater than or equal to 1"),
+        ({"captions": {"alt": 1}, "caption_dropout": 1.5}, "less than or equal to 1"),
+        ({"captions": {"alt": 1}, "loop": {**LOOP, "batch_size": 3, "micro_batch_size": 2}}, "must be a multiple"),
+        ({"captions": {"alt": 1}, "loop": {**LOOP, "ema_decay": 1.0}}, "less than 1"),
+    ],
+)
+def test_recipe_that_makes_no_sense_is_refused(fields: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        tiny.from_recipe(Train, {"model": "m", "data_from": "caption", "optimizer": OPTIMIZER, "loop": LOOP, **fields})
+
+
+def test_metadata_of_the_adapter_names_the_recipe_and_the_steps(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    trained = {"type": "lora", "rank": 1}
+    facts = train(tmp_path / "train", model=str(tiny.sd1()), captions={"caption": 1}, trained=trained)
+    with safe_open(tmp_path / "train" / facts["adapter"], "pt") as file:
+        metadata = file.metadata()
+    assert metadata["t2i_recipe"] == "test"
+    assert metadata["t2i_steps"] == "2"
+    assert "lora_adapter_metadata" not in json.dumps(metadata)
