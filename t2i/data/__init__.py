@@ -1,0 +1,1 @@
+"""From image files and captions to batches."""

@@ -1,0 +1,108 @@
+"""Batch k as a function of (seed, k): which records, in which portions, prepared where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from t2i.errors import DataError
+from t2i.randomness import generator
+
+
+class Examples(Protocol):
+    """Records turned into examples. Called in the data workers: everything random is keyed by (step, position)."""
+
+    def __len__(self) -> int:
+        """Number of records."""
+        ...
+
+    def example(self, record: int, step: int, position: int) -> Any:
+        """One example for one place in one global batch."""
+        ...
+
+    def collate(self, examples: Sequence[Any]) -> Any:
+        """A batch of examples, with a `to(device)`."""
+        ...
+
+    def describe(self, record: int) -> str:
+        """The record's name in error messages."""
+        ...
+
+
+@dataclass(frozen=True)
+class KeyedBatches:
+    """Endless shuffled passes over the records, cut into global batches.
+
+    Place p of step s is the (s * batch_size + p)-th example of the endless sequence; pass e is permuted by a generator
+    keyed by (seed, e). Nothing depends on workers, processes, portions or on where a run was interrupted.
+    """
+
+    examples: Examples
+    seed: int
+    batch_size: int
+    micro_batch_size: int
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.examples) == 0:
+            raise DataError("no image left to train on.")
+
+    def record_at(self, number: int) -> int:
+        """Record of the number-th example of the endless sequence."""
+        epoch, place = divmod(number, len(self.examples))
+        return int(_permutation(self.seed, epoch, len(self.examples))[place])
+
+    def records(self, step: int) -> list[int]:
+        """Records of one global batch, by position."""
+        return [self.record_at(step * self.batch_size + position) for position in range(self.batch_size)]
+
+    def describe(self, step: int) -> str:
+        """The examples of a step, for error messages."""
+        return ", ".join(self.examples.describe(record) for record in self.records(step))
+
+    def micro_batches(self, first_step: int, last_step: int, rank: int, world_size: int) -> Iterator[Any]:
+        """All micro-batches of process `rank` for steps first_step .. last_step - 1, in order."""
+        loader = DataLoader(
+            _Indexed(self),
+            batch_sampler=_Portions(self, first_step, last_step, rank, world_size),
+            num_workers=self.workers,
+            collate_fn=self.examples.collate,
+            persistent_workers=False,
+        )
+        return iter(loader)
+
+
+class _Indexed(Dataset[Any]):
+    """Example number -> example."""
+
+    def __init__(self, batches: KeyedBatches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, number: int) -> Any:
+        step, position = divmod(number, self.batches.batch_size)
+        return self.batches.examples.example(self.batches.record_at(number), step, position)
+
+
+class _Portions(Sampler[list[int]]):
+    """Example numbers of each micro-batch: process r takes the r-th equal part of every global batch."""
+
+    def __init__(self, batches: KeyedBatches, first_step: int, last_step: int, rank: int, world_size: int) -> None:
+        self.batches, self.first_step, self.last_step = batches, first_step, last_step
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share, size = self.batches.batch_size // self.world_size, self.batches.micro_batch_size
+        for step in range(self.first_step, self.last_step):
+            start = step * self.batches.batch_size + self.rank * share
+            for offset in range(start, start + share, size):
+                yield list(range(offset, offset + size))
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    return generator(seed, "order", epoch).permutation(size)

@@ -1,0 +1,97 @@
+"""Where a recipe's prompts come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from t2i.config import FrozenModel, LocalPath
+from t2i.errors import DataError
+from t2i.records import Prompt
+from t2i.resources import resolve_path
+
+
+class PromptList(FrozenModel):
+    """Prompts written in the recipe."""
+
+    type: Literal["list"] = "list"
+    prompts: tuple[str, ...] = Field(min_length=1)
+    """The prompts, in order."""
+
+    def read(self, seed: int) -> list[Prompt]:
+        """Prompts numbered from 0."""
+        return [Prompt(f"{number:04d}", text) for number, text in enumerate(self.prompts)]
+
+
+class PromptFile(FrozenModel):
+    """A text file with one prompt a line, or a .jsonl file with `prompt` and optionally `id` and `category`."""
+
+    type: Literal["file"] = "file"
+    path: LocalPath
+    """The file."""
+
+    def read(self, seed: int) -> list[Prompt]:
+        """The file's prompts. Raises DataError for an empty file, bad rows and repeated ids."""
+        path = resolve_path(self.path)
+        try:
+            # Not splitlines(): prompts may hold characters that Unicode also calls line ends.
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
+        parse = _parse_object if path.suffix == ".jsonl" else _parse_line
+        prompts = [parse(line.strip(), number, path) for number, line in enumerate(lines, 1) if line.strip()]
+        if not prompts:
+            raise DataError(f"{path}: no prompt.")
+        if len({prompt.id for prompt in prompts}) < len(prompts):
+            raise DataError(f"{path}: prompt ids repeat; each must be unique.")
+        return prompts
+
+
+class ShapesPrompts(FrozenModel):
+    """Descriptions of scenes of the embedded shapes world, whose faithfulness its judge can grade."""
+
+    type: Literal["shapes"] = "shapes"
+    count: int = Field(gt=0)
+    """Number of prompts."""
+    split: Literal["train", "heldout"] = "heldout"
+    """Held-out scenes share no object-attribute-relation tuple with training scenes."""
+    max_objects: int = Field(default=4, ge=1, le=4)
+    """Objects in a scene, at most."""
+    kind: Literal["dense", "short", "spatial"] = "dense"
+    """How much the prompts say."""
+
+    def read(self, seed: int) -> list[Prompt]:
+        """Prompts of different texts; category: number of groups of objects and the relation between them."""
+        from t2i.shapes import sample_scene, write_caption
+
+        prompts: dict[str, Prompt] = {}
+        index = 0
+        while len(prompts) < self.count:
+            scene = sample_scene(seed, index, self.split, max_objects=self.max_objects)
+            text = write_caption(scene, self.kind, seed, index)
+            prompts.setdefault(text, Prompt(f"{index:06d}", text, scene.relation or "one group"))
+            index += 1
+            if index > 50 * self.count + 1000:
+                raise DataError(f"shapes prompts: only {len(prompts)} different prompts exist; asked for {self.count}.")
+        return list(prompts.values())
+
+
+PromptSource = Annotated[PromptList | PromptFile | ShapesPrompts, Field(discriminator="type")]
+
+
+def _parse_line(line: str, number: int, path: Path) -> Prompt:
+    return Prompt(f"{number:06d}", line)
+
+
+def _parse_object(line: str, number: int, path: Path) -> Prompt:
+    try:
+        row = json.loads(line)
+        text = row["prompt"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}:{number}: expected a JSON object with a 'prompt'; found {line[:60]!r}.") from error
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{path}:{number}: the prompt is empty or not text.")
+    return Prompt(str(row.get("id", f"{number:06d}")), text, str(row.get("category", "")))

@@ -1,0 +1,136 @@
+"""Where a recipe's images come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from t2i.config import FrozenModel, LocalPath
+from t2i.records import Caption, CaptionedImage, read_jsonl, write_bytes, write_jsonl
+from t2i.resources import resolve_path
+
+RECORDS_FILE = "records.jsonl"
+
+
+class FolderSource(FrozenModel):
+    """Every image file below a folder. Captions come from a captioner."""
+
+    type: Literal["folder"] = "folder"
+    path: LocalPath
+    """The folder; sub-folders are searched too."""
+
+    def count(self) -> int:
+        """Number of image files, without opening one."""
+        from t2i.data.images import list_images
+
+        return len(list_images(resolve_path(self.path)))
+
+    def materialize(self, folder: Path, seed: int) -> list[CaptionedImage]:
+        """One record per image. Raises DataError that lists the unreadable ones."""
+        from t2i.data.images import content_id, list_images, open_image
+        from t2i.errors import DataError
+
+        records, problems = [], []
+        for path in list_images(resolve_path(self.path)):
+            try:
+                width, height = open_image(path).size
+                records.append(CaptionedImage(content_id(path), str(path.resolve()), width, height))
+            except DataError as error:
+                problems.append(str(error))
+        if problems:
+            raise DataError("\n".join(problems))
+        return records
+
+
+class RecordsSource(FrozenModel):
+    """A records.jsonl file, such as a stage of another recipe has written."""
+
+    type: Literal["records"] = "records"
+    path: LocalPath
+    """The file; image paths in it are relative to its folder."""
+
+    def count(self) -> int:
+        """Number of records."""
+        return len(load_records(resolve_path(self.path)))
+
+    def materialize(self, folder: Path, seed: int) -> list[CaptionedImage]:
+        """The file's records with absolute image paths. Raises DataError for missing images or an empty file."""
+        from t2i.errors import DataError
+
+        path = resolve_path(self.path)
+        records = load_records(path)
+        if not records:
+            raise DataError(f"{path}: no record.")
+        missing = [row.image for row in records if not Path(row.image).is_file()]
+        if missing:
+            raise DataError(f"{path}: {len(missing)} of {len(records)} images are missing, the first is {missing[0]}.")
+        missing = [row.image for row in records if not Path(row.image).is_file()]
+        if missing:
+            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise DataError(f"{path}: {len(missing)} of its {len(records)} images are missing: {shown}.")
+        return records
+
+
+class ShapesSource(FrozenModel):
+    """Images drawn by the embedded shapes world, with the captions it would have on the web."""
+
+    type: Literal["shapes"] = "shapes"
+    count: int = Field(gt=0)
+    """Number of images."""
+    split: Literal["train", "heldout"] = "train"
+    """Held-out scenes share no object-attribute-relation tuple with training scenes."""
+    max_objects: int = Field(default=4, ge=1, le=4)
+    """Objects in an image, at most."""
+    captions: tuple[Literal["alt", "short", "dense", "spatial"], ...] = ("alt",)
+    """Kinds of captions to write."""
+    first: int = Field(default=0, ge=0)
+    """Number of the first scene: sources with ranges that do not overlap share no image."""
+
+    def materialize(self, folder: Path, seed: int) -> list[CaptionedImage]:
+        """Draw the images into `folder/images`."""
+        import io
+
+        from t2i.data.images import content_id
+        from t2i.shapes import render, sample_scene, write_caption
+
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        records = []
+        for index in range(self.first, self.first + self.count):
+            scene = sample_scene(seed, index, self.split, max_objects=self.max_objects)
+            image, path = render(scene), folder / "images" / f"{index:06d}.png"
+            if not path.exists():
+                buffer = io.BytesIO()
+                image.save(buffer, "PNG")
+                write_bytes(path, buffer.getvalue())
+            captions = tuple(Caption(kind, write_caption(scene, kind, seed, index), "shapes") for kind in self.captions)
+            extra = {"scene": scene.to_json()}
+            name = path.relative_to(folder).as_posix()
+            records.append(CaptionedImage(content_id(path), name, image.width, image.height, captions, extra))
+        return records
+
+
+ImageSource = Annotated[FolderSource | RecordsSource | ShapesSource, Field(discriminator="type")]
+
+
+def save_records(folder: Path, records: list[CaptionedImage]) -> Path:
+    """Write `folder/records.jsonl`. Images of neighbouring stages are named relatively: a runs folder can be moved."""
+    run = folder.parent.resolve()
+    rows = [
+        dataclasses.replace(row, image=os.path.relpath(row.image, folder.resolve()))
+        if Path(row.image).is_relative_to(run)
+        else row
+        for row in records
+    ]
+    path = folder / RECORDS_FILE
+    write_jsonl(path, rows)
+    return path
+
+
+def load_records(path: Path) -> list[CaptionedImage]:
+    """Records of a file with absolute image paths."""
+    folder = path.parent.resolve()
+    return [dataclasses.replace(row, image=str(folder / row.image)) for row in read_jsonl(path, CaptionedImage)]
