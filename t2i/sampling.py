@@ -1,0 +1,104 @@
+"""Prompts and seeds to images, through the diffusers pipeline itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from t2i.config import FrozenModel
+from t2i.errors import ModelError, RunError
+from t2i.randomness import sampling_generator
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SCHEDULERS: dict[str, str] = {
+    "ddim": "DDIMScheduler",
+    "dpmsolver++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+}
+
+
+class SamplingSettings(FrozenModel):
+    """How images are generated. Both arms of a comparison must share these."""
+
+    steps: int = Field(default=30, ge=1, le=1000)
+    """Denoising steps."""
+    guidance_scale: float = Field(default=7.5, ge=0)
+    """Classifier-free guidance; 1 switches it off."""
+    negative_prompt: str = ""
+    """What guidance leads away from."""
+    scheduler: Literal["checkpoint", "ddim", "dpmsolver++", "euler"] = "checkpoint"
+    """Sampler; `checkpoint` keeps the one that the model comes with."""
+    width: int | None = Field(default=None, gt=0, multiple_of=8)
+    """Pixels, a multiple of 8; the model's own size if absent."""
+    height: int | None = Field(default=None, gt=0, multiple_of=8)
+    """Pixels, a multiple of 8; the model's own size if absent."""
+    lora_scale: float = Field(default=1.0, ge=0)
+    """Strength of the adapter."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A pipeline ready to sample: loaded from files, adapter included, exactly as plain diffusers loads them."""
+
+    pipeline: Any
+    """A diffusers pipeline; their base class declares no call."""
+    settings: SamplingSettings
+
+    @classmethod
+    def load(
+        cls, model: str, settings: SamplingSettings, *, revision: str | None = None, adapter: Path | None = None
+    ) -> Sampler:
+        """Load a model and, over it, a LoRA file."""
+        import torch
+
+        from t2i import lora
+        from t2i.families import load_family
+
+        pipeline = load_family(model, revision=revision).pipeline
+        if settings.scheduler != "checkpoint":
+            pipeline.scheduler = _scheduler(settings.scheduler, pipeline.scheduler.config)
+        if adapter is not None:
+            lora.load_into(pipeline, adapter)
+            if settings.lora_scale != 1.0:
+                pipeline.set_adapters(["default"], [settings.lora_scale])
+        if torch.cuda.is_available():
+            pipeline.to("cuda")
+        return cls(pipeline, settings)
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """One image per prompt and seed, in one batch. The same batch on the same machine gives the same bits.
+
+        Raises RunError if an image is not finite (a VAE that overflows in half precision paints black).
+        """
+        import numpy as np
+
+        settings = self.settings
+        arrays = self.pipeline(
+            prompt=list(prompts),
+            negative_prompt=[settings.negative_prompt] * len(prompts),
+            generator=[sampling_generator(seed) for seed in seeds],
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            width=settings.width,
+            height=settings.height,
+            output_type="np",
+        ).images
+        bad = [seed for seed, array in zip(seeds, arrays, strict=True) if not np.isfinite(array).all()]
+        if bad:
+            raise RunError(f"images of seeds {bad} hold values that are not finite; use fp32 or bf16 for this model.")
+        return self.pipeline.image_processor.numpy_to_pil(arrays)
+
+
+def _scheduler(name: str, config: object) -> object:
+    import diffusers
+
+    try:
+        return getattr(diffusers, SCHEDULERS[name]).from_config(config)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ModelError(f"scheduler {name!r} does not fit this model's noise ({error}).") from error

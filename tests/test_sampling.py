@@ -1,0 +1,120 @@
+"""The sampler paints what plain diffusers paints from the same files and seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import tiny
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from t2i.errors import ModelError, RunError
+from t2i.sampling import SCHEDULERS, Sampler, SamplingSettings
+
+PROMPTS = ("a cat", "a photo of the moon", "a red cup")
+SEEDS = (5, 2**31 - 1, 5)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_adapter(tmp_path_factory.mktemp("adapter") / "lora.safetensors")
+
+
+def settings(**fields: object) -> SamplingSettings:
+    return tiny.from_recipe(SamplingSettings, {"steps": 3, **fields})
+
+
+def painted(fields: SamplingSettings, adapter: Path | None = None) -> list[Image.Image]:
+    return Sampler.load(str(tiny.sd1()), fields, adapter=adapter).generate(PROMPTS, SEEDS)
+
+
+def plain(
+    adapter: Path | None = None, *, scheduler: str | None = None, scale: float | None = None, **options: Any
+) -> Any:
+    """What a user of diffusers would write, from the recorded settings."""
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny.sd1(), safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    if scheduler is not None:
+        pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
+    if adapter is not None:
+        pipeline.load_lora_weights(str(adapter.parent), weight_name=adapter.name, adapter_name="mine")
+        if scale is not None:
+            pipeline.set_adapters(["mine"], [scale])
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in SEEDS]
+    return pipeline(list(PROMPTS), generator=generators, num_inference_steps=3, **options).images
+
+
+def same(a: list[Image.Image], b: list[Image.Image]) -> bool:
+    return all(np.array_equal(np.asarray(one), np.asarray(other)) for one, other in zip(a, b, strict=True))
+
+
+def test_base_paints_the_pixels_of_plain_diffusers() -> None:
+    assert same(painted(settings()), plain())
+
+
+def test_adapter_paints_the_pixels_of_plain_diffusers(adapter: Path) -> None:
+    tuned = painted(settings(), adapter)
+    assert same(tuned, plain(adapter))
+    assert not same(tuned, plain())
+
+
+def test_guidance_negative_prompt_and_size_arrive(adapter: Path) -> None:
+    fields = {"guidance_scale": 3.0, "negative_prompt": "a rocket", "width": 48, "height": 24}
+    options = {**fields, "negative_prompt": ["a rocket"] * 3}
+    images = painted(settings(**fields), adapter)
+    assert {image.size for image in images} == {(48, 24)}
+    assert same(images, plain(adapter, **options))
+
+
+def test_guidance_of_one_needs_no_negative_prompt() -> None:
+    without = painted(settings(guidance_scale=1.0))
+    assert same(without, painted(settings(guidance_scale=1.0, negative_prompt="a rocket")))
+    assert same(without, plain(guidance_scale=1.0))
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_strength_of_the_adapter_arrives(adapter: Path, scale: float) -> None:
+    images = painted(settings(lora_scale=scale), adapter)
+    assert same(images, plain(adapter, scale=scale))
+    assert same(images, plain()) == (scale == 0.0)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_scheduler_is_that_of_diffusers_with_the_noise_of_the_checkpoint(name: str) -> None:
+    assert same(painted(settings(scheduler=name)), plain(scheduler=SCHEDULERS[name]))
+
+
+def test_each_image_has_its_own_generator() -> None:
+    sampler = Sampler.load(str(tiny.sd1()), settings())
+    first, second, third = sampler.generate(["a cat"] * 3, [1, 2, 1])
+    assert same([first], [third])
+    assert not same([first], [second])
+    # Another batch is other arithmetic: equal to rounding, not to the bit.
+    [alone] = sampler.generate(["a cat"], [1])
+    assert np.abs(np.asarray(alone).astype(int) - np.asarray(first)).max() <= 1
+
+
+def test_sampling_twice_gives_the_same_pixels_whatever_was_drawn_before(adapter: Path) -> None:
+    sampler = Sampler.load(str(tiny.sd1()), settings(), adapter=adapter)
+    first = sampler.generate(PROMPTS, SEEDS)
+    torch.manual_seed(99)
+    sampler.generate(["a dog"], [1])
+    assert same(sampler.generate(PROMPTS, SEEDS), first)
+
+
+def test_image_that_is_not_finite_is_an_error_that_names_its_seed(adapter: Path, tmp_path: Path) -> None:
+    huge = {key: value * 1e30 for key, value in load_file(adapter).items()}
+    save_file(huge, tmp_path / "huge.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match=r"images of seeds \[5, 2147483647, 5\] hold values that are not finite"):
+        painted(settings(), tmp_path / "huge.safetensors")
+
+
+def test_missing_adapter_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such LoRA file"):
+        painted(settings(), tmp_path / "none.safetensors")
