@@ -1,0 +1,247 @@
+"""The command line: reads arguments, calls one function each, and turns every error into one readable message."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback as tracebacks
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from rewards.errors import RewardError
+from t2i.errors import ConfigError, T2IError
+
+if TYPE_CHECKING:
+    from t2i.engine import PlannedStage
+    from t2i.recipe import Recipe
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, such as seed=1 or train.loop.steps=200."),
+]
+
+
+class _ReportingGroup(TyperGroup):
+    """Prints errors as messages; exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, typer.TyperException):
+            raise
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted; what is finished is kept, the same command goes on from here.", err=True)
+            raise typer.Exit(130) from error
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            if ctx.params.get("traceback"):
+                tracebacks.print_exc()
+            typer.echo(_message(error), err=True)
+            raise typer.Exit(error.exit_code if isinstance(error, T2IError | RewardError) else 1) from error
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, T2IError | RewardError):
+        return f"{type(error).__name__}: {error}" if "\n" not in str(error) else f"{type(error).__name__}:\n{error}"
+    first = str(error).strip().split("\n")[0]
+    return f"unexpected {type(error).__name__}: {first or 'no message'} (t2i --traceback ... shows where)"
+
+
+app = typer.Typer(
+    cls=_ReportingGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fine-tune and align text-to-image diffusion models from one recipe, and prove that they got better.",
+)
+recipes_app = typer.Typer(help="List, show and tidy up after recipes.", invoke_without_command=True)
+app.add_typer(recipes_app, name="recipes")
+
+
+@app.callback()
+def _options(
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error arose in the code.")] = False,
+) -> None:
+    """`traceback` is read by _ReportingGroup."""
+
+
+@app.command("run")
+def run_command(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Run a recipe: what is finished is skipped, what was interrupted goes on. Files go to ./runs, or to $T2I_RUNS."""
+    from t2i.engine import run
+
+    run(_load(recipe, overrides), runs_root())
+
+
+@app.command("plan")
+def plan_command(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Say what `run` would do, stage by stage, and why. Loads no model and changes nothing."""
+    _print_plan(_load(recipe, overrides))
+
+
+@app.command("inspect")
+def inspect_command(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Show the plan, and light facts about what each stage would read, such as the number of images."""
+    for item in _print_plan(_load(recipe, overrides)):
+        for name, fact in item.stage.inspect().items():
+            typer.echo(f"  {item.name}.{name}: {fact}")
+
+
+@app.command("init")
+def init_command(
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Your pictures, with picture.txt beside picture.jpg.")
+    ],
+    model: Annotated[str, typer.Option(help="Hub id or folder of the model to teach.")],
+    output: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a commented starter recipe for a folder of your own pictures."""
+    from t2i.starter import write_starter
+
+    typer.echo(f"{write_starter(folder, model, output)}. Next: read {output}, then t2i plan {output}.")
+
+
+@app.command("generate")
+def generate_command(
+    prompts: Annotated[str, typer.Argument(help="A file with one prompt a line, or .jsonl with `prompt`.")],
+    model: Annotated[str, typer.Option("--model", help="Hub id or folder of the model.")],
+    adapter: Annotated[str | None, typer.Option("--adapter", help="A LoRA file to put over it.")] = None,
+    steps: Annotated[int, typer.Option("--steps", help="Denoising steps.")] = 30,
+    guidance: Annotated[float, typer.Option("--guidance", help="Classifier-free guidance.")] = 7.5,
+    images: Annotated[int, typer.Option("--images", help="Images per prompt.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", help="Seed that every image's seed comes from.")] = 0,
+) -> None:
+    """Generate images from a file of prompts, with or without a LoRA. The same call again is skipped."""
+    from t2i.commands import generate
+
+    folder = generate(
+        prompts, model, adapter, steps=steps, guidance=guidance, images=images, seed=seed, root=runs_root()
+    )
+    typer.echo(str(folder))
+
+
+@app.command("score")
+def score_command(
+    generations: Annotated[Path, typer.Argument(help="Folder of a finished generate stage.")],
+    scorers: Annotated[str, typer.Option("--scorers", help="Names or module:Class, separated by commas.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder to write scores.jsonl into.")],
+) -> None:
+    """Score generated images against their prompts, and print each scorer's mean."""
+    from t2i.commands import score
+
+    for label, mean in score(generations, scorers.split(","), output).items():
+        typer.echo(f"{label:32} {mean:.5g}")
+
+
+@app.command("export")
+def export_command(
+    weights: Annotated[Path, typer.Argument(help="A LoRA file, or the folder of a finished train stage.")],
+    model: Annotated[str, typer.Option("--model", help="Hub id or folder of the model it was trained on.")],
+    to: Annotated[str, typer.Option("--to", help="Layout: diffusers or kohya.")],
+    output: Annotated[Path, typer.Option("--output", help="File to write.")],
+    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")] = "fp32",
+) -> None:
+    """Write a LoRA in another layout; the file is loaded through diffusers and compared before it gets its name."""
+    from t2i.commands import export
+
+    error = export(weights, model, to, output, precision=precision)
+    typer.echo(f"{output}: weight deltas arrive within {error:.1e}")
+
+
+@recipes_app.callback()
+def _recipes(ctx: typer.Context) -> None:
+    """List the shipped recipes (as `t2i recipes list`)."""
+    if ctx.invoked_subcommand is None:
+        recipes_list()
+
+
+@recipes_app.command("list")
+def recipes_list() -> None:
+    """List the shipped recipes with what each shows."""
+    from t2i.document import read_document
+
+    for name, path in shipped_recipes().items():
+        description = str(read_document(path).data.get("description") or "").strip().split("\n")[0]
+        typer.echo(f"{name:24} {description}")
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="Name of a shipped recipe.")]) -> None:
+    """Print a shipped recipe, to read it or to start one's own: t2i recipes show NAME > mine.yaml."""
+    typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+
+
+@recipes_app.command("prune")
+def recipes_prune(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Every recipe whose runs are to be kept.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Delete them, instead of listing them.")] = False,
+) -> None:
+    """List (or delete) the folders under the runs root that none of these recipes refers to."""
+    from t2i.engine import plan
+    from t2i.rundir import prune, unused_folders
+
+    root = runs_root()
+    keep = {item.folder for name in recipes for item in plan(_load(name, None), root)}
+    unused = unused_folders(root, keep)
+    for folder in unused:
+        typer.echo(str(folder))
+    if yes:
+        prune(root, unused)
+    typer.echo(f"{len(unused)} folders {'deleted' if yes else 'are not referred to; --yes deletes them'}.")
+
+
+def runs_root() -> Path:
+    """Where runs are kept: the environment variable T2I_RUNS, or ./runs."""
+    return Path(os.environ.get("T2I_RUNS") or "runs")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Recipes that come with the toolkit, by name: inside the wheel, or beside the package in a checkout."""
+    package = Path(__file__).parent
+    folder = next((path for path in (package / "_recipes", package.parent / "recipes") if path.is_dir()), package)
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(text: str) -> Path:
+    """The file that a command's RECIPE means: a path, or else the bare name of a shipped recipe."""
+    from t2i.suggestions import did_you_mean
+
+    path = Path(text).expanduser()
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if text in shipped:
+        return shipped[text]
+    raise ConfigError(f"{text}: no such file, and no shipped recipe of that name{did_you_mean(text, shipped)}")
+
+
+def _load(recipe: str, overrides: list[str] | None) -> Recipe:
+    from t2i.recipe import Recipe
+
+    return Recipe.load(find_recipe(recipe), overrides or ())
+
+
+def _print_plan(recipe: Recipe) -> list[PlannedStage]:
+    from t2i.engine import plan
+
+    planned = plan(recipe, runs_root())
+    width = max(len(item.name) for item in planned)
+    for item in planned:
+        typer.echo(f"{item.status:6}  {item.name:{width}}  {item.reason}")
+    return planned
+
+
+def main() -> None:
+    """Entry point of the console script `t2i`."""
+    # Its only warnings on our way are about torchvision, which is not needed. Read when it is imported.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    app(args=sys.argv[1:], prog_name="t2i")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Stages: one file each. Adding one is a file and a line here."""
+
+from __future__ import annotations
+
+from t2i.stages.base import Stage, StageContext
+from t2i.stages.caption import CaptionStage
+from t2i.stages.compare import Compare
+from t2i.stages.export import Export
+from t2i.stages.filter import Filter
+from t2i.stages.generate import Generate
+from t2i.stages.report import ReportStage
+from t2i.stages.score import Score
+from t2i.stages.train import Train
+
+STAGE_TYPES: dict[str, type[Stage]] = {
+    "caption": CaptionStage,
+    "compare": Compare,
+    "export": Export,
+    "filter": Filter,
+    "generate": Generate,
+    "report": ReportStage,
+    "score": Score,
+    "train": Train,
+}
+"""Tag in a recipe -> stage."""
+
+__all__ = ["STAGE_TYPES", "Stage", "StageContext"]

@@ -1,0 +1,91 @@
+"""Collect images and give each a caption; alt text and earlier captions are kept beside the new one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, JsonValue, model_validator
+
+from t2i.captioners import AnyCaptioner, Refusal
+from t2i.data.sources import RECORDS_FILE, ImageSource, load_records, save_records
+from t2i.records import Caption, CaptionedImage, write_text
+from t2i.stages.base import Stage, StageContext
+
+BATCH = 64
+"""Images per captioner call and per shard: fixed, so that an interrupted run goes on at the same boundaries."""
+
+
+class CaptionStage(Stage):
+    """Write `records.jsonl`: every image with its captions. Images that get none are listed in `refused.jsonl`."""
+
+    version: ClassVar[int] = 1
+    produces: ClassVar[str] = "captioned_images"
+    accepts: ClassVar[dict[str, tuple[str, ...]]] = {"data_from": ("captioned_images",)}
+
+    type: Literal["caption"] = "caption"
+    data: ImageSource | None = None
+    """Where images come from, if not from a stage."""
+    data_from: str | None = None
+    """An earlier caption or filter stage."""
+    captioner: AnyCaptioner
+    """What writes the captions."""
+    max_refused: float = Field(default=1.0, ge=0, le=1)
+    """Largest share of images without a caption before the stage fails; 0 demands a caption for every image."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> CaptionStage:
+        if (self.data is None) == (self.data_from is None):
+            raise ValueError("give exactly one of `data` (a source of images) and `data_from` (a stage)")
+        return self
+
+    def inspect(self) -> dict[str, JsonValue]:
+        return {"images": self.data.count()} if self.data and self.data.type != "shapes" else {}
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        if self.data is None:
+            records = load_records(context.input("data_from") / RECORDS_FILE)
+        else:
+            records = self.data.materialize(context.folder, context.seed)
+        self.captioner.check([context.folder / row.image for row in records])
+        answers = self._answers(context.folder, records)
+        captioned = [_with(row, answer) for row, answer in zip(records, answers, strict=True)]
+        refused = [(row, a) for row, a in zip(records, answers, strict=True) if isinstance(a, Refusal)]
+        lines = [json.dumps({"image": row.image, "reason": a.reason}, ensure_ascii=False) + "\n" for row, a in refused]
+        write_text(context.folder / "refused.jsonl", "".join(lines))
+        self._check_refused([f"{row.image}: {a.reason}" for row, a in refused], len(records))
+        save_records(context.folder, captioned)
+        return {"images": len(records), "captioned": len(records) - len(refused), "refused": len(refused)}
+
+    def _answers(self, folder: Path, records: list[CaptionedImage]) -> list[Caption | Refusal]:
+        from t2i.training.progress import progress_bar
+
+        answers: list[Caption | Refusal] = []
+        with progress_bar("captioning", 0, len(records)) as advance:
+            for start in range(0, len(records), BATCH):
+                # Records of a source are relative to the stage's folder; captioners get paths they can open.
+                rows = [
+                    dataclasses.replace(row, image=str(folder / row.image)) for row in records[start : start + BATCH]
+                ]
+                answers += self.captioner.caption(rows)
+                advance(min(start + BATCH, len(records)))
+        return answers
+
+    def _check_refused(self, problems: list[str], count: int) -> None:
+        from t2i.errors import DataError
+
+        if len(problems) > self.max_refused * count or len(problems) == count:
+            shown = "\n  ".join(problems[:10]) + (
+                f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
+            )
+            raise DataError(f"{len(problems)} of {count} images got no caption:\n  {shown}")
+
+
+def _with(row: CaptionedImage, answer: Caption | Refusal) -> CaptionedImage:
+    """The record with the new caption; one of the same kind that was there before gives way."""
+    if isinstance(answer, Refusal):
+        return row
+    kept = tuple(caption for caption in row.captions if caption.kind != answer.kind)
+    return dataclasses.replace(row, captions=(*kept, answer))

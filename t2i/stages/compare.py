@@ -1,0 +1,144 @@
+"""Compare two arms image by image, paired by prompt, sample and seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from t2i.records import ScoredImage, read_jsonl, write_text
+from t2i.stages.base import Stage, StageContext
+from t2i.stages.generate import SAMPLING_FILE
+from t2i.stages.score import SCORERS_FILE, SCORES_FILE, reward_errors
+
+COMPARISON_FILE = "comparison.json"
+Key = tuple[str, int, int]
+
+
+class Compare(Stage):
+    """Write `comparison.json`: per scorer the mean difference b - a with its interval, win rate and verdict."""
+
+    version: ClassVar[int] = 1
+    produces: ClassVar[str] = "comparison"
+    shows_names: ClassVar[bool] = True
+    accepts: ClassVar[dict[str, tuple[str, ...]]] = {"a_from": ("scores",), "b_from": ("scores",)}
+
+    type: Literal["compare"] = "compare"
+    a_from: str
+    """The score stage of the baseline."""
+    b_from: str
+    """The score stage of the candidate."""
+    level: float = Field(default=0.95, gt=0.5, lt=1)
+    """Confidence of the intervals."""
+    resamples: int = Field(default=10_000, ge=1000)
+    """Bootstrap resamples of prompts."""
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        a, b = self._rows(context.input("a_from")), self._rows(context.input("b_from"))
+        scorers = self._shared_scorers(context.input("a_from"), context.input("b_from"))
+        self._check_sampling(context.input("a_from"), context.input("b_from"))
+        overall, categories = [], []
+        for scorer in scorers:
+            label = scorer["label"]
+            column_a, column_b = _column(a, label), _column(b, label)
+            overall.append({**scorer, **self._compare(column_a, column_b, scorer, context.seed)})
+            for category, keys in _by_category(a).items():
+                part_a = {key: column_a[key] for key in keys}
+                part_b = {key: column_b[key] for key in keys}
+                categories.append(
+                    {"label": label, "category": category, **self._compare(part_a, part_b, scorer, context.seed)}
+                )
+        result = {"a": self.a_from, "b": self.b_from, "level": self.level, "overall": overall, "categories": categories}
+        write_text(context.folder / COMPARISON_FILE, json.dumps(result, indent=2, sort_keys=True) + "\n")
+        return {row["label"]: row["verdict"] for row in overall}
+
+    def _rows(self, folder: Path) -> dict[Key, ScoredImage]:
+        from t2i.errors import DataError
+
+        rows: dict[Key, ScoredImage] = {}
+        for row in read_jsonl(folder / SCORES_FILE, ScoredImage):
+            if row.key in rows:
+                raise DataError(f"{folder / SCORES_FILE}: prompt, sample and seed {row.key} occur twice.")
+            rows[row.key] = row
+        return rows
+
+    def _shared_scorers(self, a: Path, b: Path) -> list[dict[str, Any]]:
+        """Descriptions of the scorers, which must be the same in both arms."""
+        from t2i.errors import DataError
+
+        scorers_a, scorers_b = (json.loads((folder / SCORERS_FILE).read_text()) for folder in (a, b))
+        if _identities(scorers_a) != _identities(scorers_b):
+            raise DataError(
+                f"compare: {self.a_from} and {self.b_from} were scored differently "
+                f"({_identities(scorers_a)} and {_identities(scorers_b)}); give both the same scorers."
+            )
+        # Prompts are the same in both arms, so are the truncated ones.
+        return scorers_a
+
+    def _check_sampling(self, a: Path, b: Path) -> None:
+        """Raise DataError unless both arms were sampled alike: steps, guidance, scheduler, negative prompt, size."""
+        from t2i.errors import DataError
+
+        arm_a, arm_b = (_sampling(folder) for folder in (a, b))
+        differing = sorted(key for key in arm_a.keys() | arm_b.keys() if arm_a.get(key) != arm_b.get(key))
+        if differing:
+            found = "; ".join(f"{key}: {arm_a.get(key)} and {arm_b.get(key)}" for key in differing)
+            raise DataError(f"compare: {self.a_from} and {self.b_from} were sampled differently ({found}).")
+
+    def _compare(
+        self, a: Mapping[Key, float], b: Mapping[Key, float], scorer: Mapping[str, Any], seed: int
+    ) -> dict[str, Any]:
+        """One row of the table; wins are the candidate's."""
+        from rewards.statistics import paired_comparison
+
+        prompts = len({key[0] for key in a})
+        if prompts < 2:
+            return {"prompts": prompts, "images": len(a), "verdict": "not measured"}
+        better = scorer["higher_is_better"]
+        # The statistics subtract their second argument: the candidate comes first.
+        with reward_errors():
+            result = paired_comparison(
+                b,
+                a,
+                names=(self.b_from, self.a_from),
+                higher_is_better=better,
+                level=self.level,
+                resamples=self.resamples,
+                seed=seed,
+            )
+        same = ("prompts", "images", "difference", "low", "high", "wins", "ties", "losses", "win_rate", "win_low")
+        row = {name: getattr(result, name) for name in (*same, "win_high", "win_method", "p_value")}
+        verdict = "better" if (result.difference > 0) == better else "worse"
+        row["verdict"] = verdict if result.distinguishable else "not distinguishable"
+        return row | {"mean_a": result.mean_b, "mean_b": result.mean_a, "sentence": result.verdict}
+
+
+def _sampling(folder: Path) -> dict[str, Any]:
+    """What both arms must share; empty where the images did not come from a generate stage."""
+    path = folder / SAMPLING_FILE
+    if not path.is_file():
+        return {}
+    record = json.loads(path.read_text())
+    shared = {**record["sampling"], **{key: record[key] for key in ("images_per_prompt", "batch_size")}}
+    # The strength of an adapter is a property of the arm.
+    shared.pop("lora_scale", None)
+    return shared
+
+
+def _identities(scorers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    return [(scorer["label"], f"{scorer['name']} {scorer['version']}") for scorer in scorers]
+
+
+def _column(rows: Mapping[Key, ScoredImage], label: str) -> dict[Key, float]:
+    return {key: row.scores[label] for key, row in rows.items()}
+
+
+def _by_category(rows: Mapping[Key, ScoredImage]) -> dict[str, list[Key]]:
+    categories: dict[str, list[Key]] = {}
+    for key, row in rows.items():
+        if row.category:
+            categories.setdefault(row.category, []).append(key)
+    return dict(sorted(categories.items()))

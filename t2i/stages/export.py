@@ -1,0 +1,74 @@
+"""Write what was trained as files that other tools load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from t2i.config import ModelPath
+from t2i.stages.base import Stage, StageContext
+
+
+class Export(Stage):
+    """Write LoRA files, each loaded through plain diffusers and compared before it gets its name, or a whole model."""
+
+    version: ClassVar[int] = 1
+    produces: ClassVar[str] = "files"
+    accepts: ClassVar[dict[str, tuple[str, ...]]] = {"weights_from": ("weights",)}
+
+    type: Literal["export"] = "export"
+    model: ModelPath | None = None
+    """The model that the adapter belongs to; the recipe's `model` if absent."""
+    revision: str | None = None
+    """Commit or tag of a hub model."""
+    weights_from: str
+    """A train stage."""
+    layouts: tuple[Literal["diffusers", "kohya"], ...] = Field(default=("diffusers",), min_length=1)
+    """`kohya` is what most interfaces read."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Of the written weights; fp32 keeps every bit."""
+    file_name: str = Field(default="", pattern=r"^[\w.-]*$")
+    """Stem of the files; the recipe's name if empty."""
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        from t2i.training.outputs import trained_adapter, trained_model
+
+        source = context.input("weights_from")
+        model = trained_model(source)
+        if model is not None:
+            return self._export_model(model, context.folder)
+        return self._export_adapter(trained_adapter(source), context)
+
+    def _export_adapter(self, source: Path, context: StageContext) -> dict[str, Any]:
+        from t2i.errors import ConfigError
+        from t2i.export.adapter import export_lora
+        from t2i.families.loading import load_family, public_model_name
+
+        if self.model is None:
+            raise ConfigError(f"stage {self.label}: no model; set `model` here or at the top of the recipe.")
+        family = load_family(self.model, revision=self.revision)
+        metadata = {
+            "t2i_recipe": context.recipe_name,
+            "t2i_family": family.facts.name,
+            "t2i_model": public_model_name(self.model),
+        }
+        facts: dict[str, Any] = {}
+        for layout in self.layouts:
+            target = context.folder / f"{self.file_name or context.recipe_name}.{layout}.safetensors"
+            error = export_lora(
+                source,
+                target,
+                family,
+                layout=layout,
+                precision=self.precision,
+                metadata={**metadata, "t2i_layout": layout},
+            )
+            facts[target.name] = f"weight deltas arrive within {error:.1e}"
+        return facts
+
+    def _export_model(self, source: Path, folder: Path) -> dict[str, Any]:
+        from t2i.export.model import export_model
+
+        return export_model(source, folder / (self.file_name or "model"), precision=self.precision)

@@ -1,0 +1,136 @@
+"""Generate images from prompts, with or without a trained adapter."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, JsonValue, model_validator
+
+from t2i.config import LocalPath, ModelPath
+from t2i.data.prompts import PromptSource
+from t2i.records import GeneratedImage, write_bytes, write_jsonl, write_text
+from t2i.sampling import SamplingSettings
+from t2i.stages.base import Stage, StageContext
+
+if TYPE_CHECKING:
+    from t2i.sampling import Sampler
+
+GENERATIONS_FILE = "generations.jsonl"
+SAMPLING_FILE = "sampling.json"
+
+
+class Generate(Stage):
+    """Write `images/` and `generations.jsonl`.
+
+    Seeds depend on the stage's seed, prompt number and sample alone, so that two generate stages with the same prompts
+    are paired.
+    """
+
+    version: ClassVar[int] = 1
+    produces: ClassVar[str] = "generations"
+    accepts: ClassVar[dict[str, tuple[str, ...]]] = {"weights_from": ("weights",)}
+
+    type: Literal["generate"] = "generate"
+    model: ModelPath | None = None
+    """Hub id or folder of the model; the recipe's `model` if absent."""
+    revision: str | None = None
+    """Commit or tag of a hub model."""
+    weights_from: str | None = None
+    """A train stage: its adapter over `model`, or its whole model instead. Absent: `model` itself."""
+    adapter: LocalPath | None = None
+    """A LoRA file, instead of `weights_from`."""
+    prompts: PromptSource
+    """What to generate."""
+    images_per_prompt: int = Field(default=1, ge=1)
+    """Images of each prompt, with different seeds."""
+    sampling: SamplingSettings = SamplingSettings()
+    """Steps, guidance, scheduler, size."""
+    batch_size: int = Field(default=8, ge=1)
+    """Images generated at once. Part of the result: batches of other sizes differ in the last bits."""
+
+    @model_validator(mode="after")
+    def _one_adapter(self) -> Generate:
+        if self.weights_from is not None and self.adapter is not None:
+            raise ValueError("give `weights_from` (a stage) or `adapter` (a LoRA file), not both")
+        return self
+
+    def inspect(self) -> dict[str, JsonValue]:
+        prompts = len(self.prompts.read(self.seed or 0))
+        return {"prompts": prompts, "images": prompts * self.images_per_prompt}
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        from t2i.randomness import image_seed
+        from t2i.training.progress import progress_bar
+
+        prompts = self.prompts.read(context.seed)
+        rows = [
+            GeneratedImage(
+                prompt_id=prompt.id,
+                prompt=prompt.text,
+                seed=image_seed(context.seed, number, sample),
+                image=f"images/{number:05d}-{sample:02d}.png",
+                sample=sample,
+                category=prompt.category,
+            )
+            for number, prompt in enumerate(prompts)
+            for sample in range(self.images_per_prompt)
+        ]
+        (context.folder / "images").mkdir(exist_ok=True)
+        sampler: Sampler | None = None
+        with progress_bar("generating", 0, len(rows)) as advance:
+            for start in range(0, len(rows), self.batch_size):
+                batch = rows[start : start + self.batch_size]
+                # An unfinished batch is redone whole: a part of it would be another batch, and other bits.
+                if not all((context.folder / row.image).exists() for row in batch):
+                    sampler = sampler or self._sampler(context)
+                    self._generate(sampler, batch, context.folder)
+                advance(min(start + self.batch_size, len(rows)))
+        write_text(context.folder / SAMPLING_FILE, json.dumps(self._record(context), indent=2, sort_keys=True) + "\n")
+        write_jsonl(context.folder / GENERATIONS_FILE, rows)
+        return {"prompts": len(prompts), "images": len(rows)}
+
+    def _generate(self, sampler: Sampler, batch: list[GeneratedImage], folder: Path) -> None:
+        images = sampler.generate([row.prompt for row in batch], [row.seed for row in batch])
+        for row, image in zip(batch, images, strict=True):
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG")
+            write_bytes(folder / row.image, buffer.getvalue())
+
+    def _sampler(self, context: StageContext) -> Sampler:
+        from t2i.sampling import Sampler
+
+        model, adapter = self._weights(context)
+        return Sampler.load(model, self.sampling, revision=self.revision, adapter=adapter)
+
+    def _weights(self, context: StageContext) -> tuple[str, Path | None]:
+        """(model, LoRA file) that this stage samples from."""
+        from t2i.errors import ConfigError
+        from t2i.resources import resolve_path
+        from t2i.training.outputs import trained_adapter, trained_model
+
+        if self.weights_from is not None:
+            folder = context.input("weights_from")
+            whole = trained_model(folder)
+            if whole is not None:
+                return str(whole), None
+            adapter = trained_adapter(folder)
+        else:
+            adapter = resolve_path(self.adapter) if self.adapter else None
+        if self.model is None:
+            raise ConfigError(f"stage {self.label}: no model; set `model` here or at the top of the recipe.")
+        return self.model, adapter
+
+    def _record(self, context: StageContext) -> dict[str, Any]:
+        """What both arms of a comparison must share, and what made these images."""
+        return {
+            "model": self.model,
+            "revision": self.revision,
+            "weights": [folder.name for _, folder in context.inputs.get("weights_from", [])],
+            "images_per_prompt": self.images_per_prompt,
+            "batch_size": self.batch_size,
+            "sampling": self.sampling.model_dump(mode="json"),
+            "seed": context.seed,
+        }

@@ -1,0 +1,188 @@
+"""Score generated images with one or several scorers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from t2i.config import FrozenModel, ModelPath
+from t2i.records import GeneratedImage, ScoredImage, read_jsonl, write_jsonl, write_text
+from t2i.stages.base import Stage, StageContext
+from t2i.stages.generate import GENERATIONS_FILE, SAMPLING_FILE
+
+if TYPE_CHECKING:
+    from rewards import Reward
+
+SCORES_FILE = "scores.jsonl"
+SCORERS_FILE = "scorers.json"
+Role = Literal["held_out", "train", "control"]
+
+
+class Scorer(FrozenModel):
+    """One scorer of images."""
+
+    name: str
+    """A name that `rewards list` shows, or `module:Class`."""
+    label: str = ""
+    """Column name in tables; the scorer's own name if empty."""
+    model: ModelPath | None = None
+    """Weights, for scorers that take some."""
+    revision: str | None = None
+    """Commit or tag of hub weights."""
+    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Further options of the scorer."""
+    role: Role = "held_out"
+    """`train` if something was optimised against it, which tables then say; `control` for brightness and the like."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        from rewards import available
+        from t2i.suggestions import did_you_mean
+
+        if ":" not in name and name not in available():
+            raise ValueError(f"unknown scorer {name!r}{did_you_mean(name, available())}")
+        return name
+
+    def load(self) -> Reward:
+        """The scorer, ready to score."""
+        import rewards
+        from t2i.resources import resolve_path
+
+        spec: dict[str, object] = {"name": self.name, **self.options}
+        if self.model is not None:
+            local = resolve_path(self.model)
+            spec["model"] = str(local) if local.exists() else self.model
+        if self.revision is not None:
+            spec["revision"] = self.revision
+        return rewards.load(spec)
+
+
+class Score(Stage):
+    """Write `scores.jsonl`, a row per image with every scorer's raw number, and `scorers.json`: what these are."""
+
+    version: ClassVar[int] = 1
+    produces: ClassVar[str] = "scores"
+    accepts: ClassVar[dict[str, tuple[str, ...]]] = {"generations_from": ("generations",)}
+
+    type: Literal["score"] = "score"
+    generations_from: str
+    """A generate stage."""
+    scorers: tuple[Scorer, ...] = Field(min_length=1)
+    """What to score with."""
+    batch_size: int = Field(default=32, ge=1)
+    """Images scored at once."""
+
+    @field_validator("scorers")
+    @classmethod
+    def _labels_are_unique(cls, scorers: tuple[Scorer, ...]) -> tuple[Scorer, ...]:
+        labels = [scorer.label or scorer.name for scorer in scorers]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"labels repeat: {', '.join(labels)}; give each scorer a `label` of its own")
+        return scorers
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        with reward_errors():
+            return self._run(context)
+
+    def _run(self, context: StageContext) -> dict[str, Any]:
+        self._check_labels()
+        source = context.input("generations_from")
+        rows = list(read_jsonl(source / GENERATIONS_FILE, GeneratedImage))
+        parts = context.folder / "parts"
+        parts.mkdir(exist_ok=True)
+        columns: dict[str, list[float]] = {}
+        described: list[dict[str, Any]] = []
+        for number, scorer in enumerate(self.scorers):
+            values, description = self._column(scorer, number, rows, source, parts)
+            columns[description["label"]] = values
+            described.append(description)
+        scored = [_row(row, position, columns, source, context.folder) for position, row in enumerate(rows)]
+        if (source / SAMPLING_FILE).is_file():
+            write_text(context.folder / SAMPLING_FILE, (source / SAMPLING_FILE).read_text())
+        write_text(context.folder / SCORERS_FILE, json.dumps(described, indent=2, sort_keys=True) + "\n")
+        write_jsonl(context.folder / SCORES_FILE, scored)
+        means = {label: sum(values) / len(values) for label, values in columns.items()}
+        return {"images": len(rows), "means": means}
+
+    def _check_labels(self) -> None:
+        """A scorer without a label is called as it calls itself, which only the loaded scorer tells."""
+        from t2i.errors import ConfigError
+
+        labels = [scorer.label or scorer.load().name for scorer in self.scorers]
+        if len(set(labels)) < len(labels):
+            raise ConfigError(f"scorers: labels repeat: {', '.join(labels)}; give each scorer a `label` of its own.")
+
+    def _column(
+        self, scorer: Scorer, number: int, rows: Sequence[GeneratedImage], source: Path, parts: Path
+    ) -> tuple[list[float], dict[str, Any]]:
+        """One scorer's numbers for all rows; finished batches are read back from `parts`."""
+        from t2i.training.progress import progress_bar
+
+        reward = scorer.load()
+        values: list[float] = []
+        with progress_bar(f"scoring: {reward.name}", 0, len(rows)) as advance:
+            for start in range(0, len(rows), self.batch_size):
+                batch = rows[start : start + self.batch_size]
+                path = parts / f"{number:02d}-{start:07d}.json"
+                if not path.exists():
+                    write_text(path, json.dumps(_score_batch(reward, batch, source)))
+                values += json.loads(path.read_text())
+                advance(min(start + self.batch_size, len(rows)))
+        return values, _describe(scorer, reward, rows)
+
+
+@contextlib.contextmanager
+def reward_errors() -> Iterator[None]:
+    """Errors of the rewards package inside the block become the toolkit's own."""
+    from rewards import errors as theirs
+    from t2i import errors as ours
+
+    try:
+        yield
+    except theirs.ModelError as error:
+        raise ours.ModelError(str(error)) from error
+    except theirs.MissingDependencyError as error:
+        raise ours.MissingDependencyError(str(error)) from error
+    except theirs.InputError as error:
+        raise ours.DataError(str(error)) from error
+    except theirs.RewardError as error:
+        raise ours.RunError(str(error)) from error
+
+
+def _score_batch(reward: Reward, batch: Sequence[GeneratedImage], source: Path) -> list[float]:
+    prompts = [row.prompt for row in batch] if reward.needs_prompt else None
+    scores = reward.score([source / row.image for row in batch], prompts)
+    # As float64 of the float32 score: JSON then gives back the same bits.
+    return [float(value) for value in scores]
+
+
+def _describe(scorer: Scorer, reward: Reward, rows: Sequence[GeneratedImage]) -> dict[str, Any]:
+    from rewards.base import TextLimited
+
+    truncated = reward.count_truncated([row.prompt for row in rows]) if isinstance(reward, TextLimited) else None
+    return {
+        "label": scorer.label or reward.name,
+        "name": reward.name,
+        "version": reward.version,
+        "scale": reward.scale,
+        "higher_is_better": reward.higher_is_better,
+        "role": scorer.role,
+        "truncated_prompts": truncated,
+    }
+
+
+def _row(
+    row: GeneratedImage, position: int, columns: Mapping[str, Sequence[float]], source: Path, folder: Path
+) -> ScoredImage:
+    import os
+
+    values = dataclasses.asdict(row)
+    values["image"] = os.path.relpath(source / row.image, folder)
+    return ScoredImage(**values, scores={label: column[position] for label, column in columns.items()})

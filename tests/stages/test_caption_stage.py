@@ -1,0 +1,105 @@
+"""The caption stage: every image with its captions, and a list of those that got none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from pydantic import ValidationError
+
+from t2i.data.sources import load_records, save_records
+from t2i.errors import DataError
+from t2i.records import Caption, CaptionedImage
+from t2i.stages.caption import CaptionStage
+
+
+def run(folder: Path, source: Path, **fields: object) -> dict[str, Any]:
+    data = {"type": "folder", "path": str(source)}
+    return tiny.run_stage(CaptionStage, folder, {"data": data, "captioner": {"type": "files"}, **fields})
+
+
+def refused(folder: Path) -> dict[str, str]:
+    rows = [json.loads(line) for line in (folder / "refused.jsonl").read_text().splitlines()]
+    return {Path(row["image"]).name: row["reason"] for row in rows}
+
+
+def test_every_image_gets_its_own_caption(tmp_path: Path) -> None:
+    source = tiny.write_photographs(tmp_path / "photographs")
+    facts = run(tmp_path / "run/caption", source)
+    assert facts == {"images": 6, "captioned": 6, "refused": 0}
+    rows = load_records(tmp_path / "run/caption/records.jsonl")
+    assert {Path(row.image).stem: row.caption("caption") for row in rows} == tiny.PHOTOGRAPHS
+    assert refused(tmp_path / "run/caption") == {}
+
+
+def test_images_without_a_usable_sidecar_are_listed_and_kept(tmp_path: Path) -> None:
+    source = tiny.write_photographs(tmp_path / "photographs")
+    (source / "moon.txt").unlink()
+    (source / "camera.txt").write_text("")
+    (source / "coffee.txt").write_text("a cup\na dog\n")
+    (source / "rocket.txt").write_bytes(b"caf\xe9")
+    folder = tmp_path / "run/caption"
+    assert run(folder, source) == {"images": 6, "captioned": 2, "refused": 4}
+    assert set(refused(folder)) == {"moon.png", "camera.png", "coffee.png", "rocket.png"}
+    rows = load_records(folder / "records.jsonl")
+    assert sorted(Path(row.image).stem for row in rows if not row.captions) == ["camera", "coffee", "moon", "rocket"]
+
+
+@pytest.mark.parametrize(("max_refused", "passes"), [(0, False), (0.16, False), (0.17, True), (1, True)])
+def test_share_of_refused_images_is_bounded(tmp_path: Path, max_refused: float, passes: bool) -> None:
+    source = tiny.write_photographs(tmp_path / "photographs")
+    (source / "moon.txt").unlink()
+    folder = tmp_path / "run/caption"
+    if passes:
+        assert run(folder, source, max_refused=max_refused)["refused"] == 1
+        return
+    with pytest.raises(DataError, match=r"(?s)1 of 6 images got no caption:.*moon\.png: no caption file moon\.txt"):
+        run(folder, source, max_refused=max_refused)
+    assert list(refused(folder)) == ["moon.png"]
+    assert not (folder / "records.jsonl").exists()
+
+
+def test_no_caption_at_all_is_an_error_however_many_may_be_refused(tmp_path: Path) -> None:
+    source = tiny.write_photographs(tmp_path / "photographs", count=2)
+    for path in source.glob("*.txt"):
+        path.unlink()
+    with pytest.raises(DataError, match="2 of 2 images got no caption"):
+        run(tmp_path / "run/caption", source, max_refused=1)
+
+
+def test_new_caption_replaces_that_of_its_kind_and_leaves_the_others(tmp_path: Path) -> None:
+    source = tiny.write_photographs(tmp_path / "photographs", count=1)
+    captions = (Caption("alt", "old alt"), Caption("caption", "old"))
+    row = CaptionedImage("1", str(source / "astronaut.png"), 64, 64, captions, {"url": "x"})
+    (tmp_path / "run/first").mkdir(parents=True)
+    save_records(tmp_path / "run/first", [row])
+    fields = {"captioner": {"type": "files"}}
+    tiny.run_stage(CaptionStage, tmp_path / "run/caption", fields, {"data_from": tmp_path / "run/first"})
+    [found] = load_records(tmp_path / "run/caption/records.jsonl")
+    text = tiny.PHOTOGRAPHS["astronaut"]
+    assert found.captions == (Caption("alt", "old alt"), Caption("caption", text, "file:.txt"))
+    assert found.extra == {"url": "x"}
+
+
+def test_stage_run_twice_writes_the_same_bytes(tmp_path: Path) -> None:
+    data = {"type": "shapes", "count": 70, "max_objects": 2}
+    fields = {"data": data, "captioner": {"type": "shapes", "kind": "dense"}}
+    written = []
+    for _ in range(2):
+        facts = tiny.run_stage(CaptionStage, tmp_path / "run/caption", fields)
+        assert facts["captioned"] == 70
+        written.append((tmp_path / "run/caption/records.jsonl").read_bytes())
+    assert written[0] == written[1]
+    rows = load_records(tmp_path / "run/caption/records.jsonl")
+    assert all([caption.kind for caption in row.captions] == ["alt", "dense"] for row in rows)
+    assert all(Path(row.image).is_file() for row in rows)
+
+
+def test_exactly_one_source_of_images() -> None:
+    data = {"type": "folder", "path": "x"}
+    for fields in ({}, {"data": data, "data_from": "caption"}):
+        with pytest.raises(ValidationError, match="exactly one of `data`"):
+            tiny.from_recipe(CaptionStage, {"captioner": {"type": "files"}, **fields})

@@ -1,0 +1,147 @@
+"""The score stage: raw numbers, one row per image, from finished batches where there are some."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+from pydantic import ValidationError
+
+from t2i.errors import T2IError
+from t2i.records import GeneratedImage, ScoredImage, read_jsonl, write_jsonl
+from t2i.stages.score import Score
+
+GREYS = (0, 51, 102, 153, 255)
+BRIGHTNESS = {"name": "brightness", "role": "control"}
+
+
+class Words:
+    """Number of words of the prompt: a scorer of one's own."""
+
+    name: ClassVar[str] = "words"
+    version: ClassVar[str] = "3"
+    scale: ClassVar[str] = "words"
+    needs_prompt: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = False
+    higher_is_better: ClassVar[bool] = False
+
+    def score(self, images: Sequence[Any], prompts: Sequence[str] | None = None) -> np.ndarray:
+        assert prompts is not None
+        return np.array([len(prompt.split()) for prompt in prompts], dtype=np.float32)
+
+
+class Impostor(Words):
+    """Calls itself as another scorer does."""
+
+    name: ClassVar[str] = "brightness"
+
+
+def generated(folder: Path) -> Path:
+    """A finished generate stage: grey squares."""
+    (folder / "images").mkdir(parents=True)
+    found = []
+    for number, grey in enumerate(GREYS):
+        Image.new("RGB", (8, 8), (grey, grey, grey)).save(folder / f"images/{number}.png")
+        found.append(GeneratedImage(f"{number:04d}", "a " * number + "cat", number, f"images/{number}.png", 0, "greys"))
+    write_jsonl(folder / "generations.jsonl", found)
+    return folder
+
+
+def run(tmp_path: Path, source: Path, *scorers: dict[str, object], **fields: object) -> dict[str, Any]:
+    inputs = {"generations_from": source}
+    return tiny.run_stage(Score, tmp_path / "run/score", {"scorers": list(scorers), "batch_size": 2, **fields}, inputs)
+
+
+def scored(tmp_path: Path) -> list[ScoredImage]:
+    return list(read_jsonl(tmp_path / "run/score/scores.jsonl", ScoredImage))
+
+
+def test_rows_hold_every_scorers_raw_number(tmp_path: Path) -> None:
+    source = generated(tmp_path / "run/generate")
+    facts = run(tmp_path, source, BRIGHTNESS, {"name": "test_score_stage:Words", "label": "length"})
+    found = scored(tmp_path)
+    assert [row.scores["brightness"] for row in found] == pytest.approx([grey / 255 for grey in GREYS], abs=1e-6)
+    assert [row.scores["length"] for row in found] == [1, 2, 3, 4, 5]
+    assert [row.key for row in found] == [row.key for row in read_jsonl(source / "generations.jsonl", GeneratedImage)]
+    assert {row.category for row in found} == {"greys"}
+    assert facts["images"] == 5
+    assert facts["means"] == pytest.approx({"brightness": 561 / 5 / 255, "length": 3})
+    # Paths are relative to the stage's own folder.
+    assert all((tmp_path / "run/score" / row.image).is_file() for row in found)
+
+
+def test_what_the_numbers_are_is_written_beside_them(tmp_path: Path) -> None:
+    run(tmp_path, generated(tmp_path / "run/generate"), BRIGHTNESS, {"name": "test_score_stage:Words"})
+    brightness, words = json.loads((tmp_path / "run/score/scorers.json").read_text())
+    assert (brightness["label"], brightness["role"], brightness["higher_is_better"]) == ("brightness", "control", True)
+    assert (words["label"], words["version"], words["role"]) == ("words", "3", "held_out")
+    assert words["higher_is_better"] is False
+
+
+def test_size_of_the_batches_changes_nothing(tmp_path: Path) -> None:
+    source = generated(tmp_path / "run/generate")
+    run(tmp_path / "small", source, BRIGHTNESS, batch_size=1)
+    run(tmp_path / "large", source, BRIGHTNESS, batch_size=100)
+    assert [row.scores for row in scored(tmp_path / "small")] == [row.scores for row in scored(tmp_path / "large")]
+
+
+def test_interrupted_scoring_goes_on_from_its_finished_batches(tmp_path: Path) -> None:
+    source = generated(tmp_path / "run/generate")
+    run(tmp_path, source, BRIGHTNESS, {"name": "saturation"})
+    folder = tmp_path / "run/score"
+    before = (folder / "scores.jsonl").read_bytes()
+    parts = sorted((folder / "parts").iterdir())
+    assert len(parts) == 2 * 3
+    (folder / "scores.jsonl").unlink()
+    parts[1].unlink()
+    (folder / "parts/.00-0000002.json.99.tmp").write_text("[0.")
+    run(tmp_path, source, BRIGHTNESS, {"name": "saturation"})
+    assert (folder / "scores.jsonl").read_bytes() == before
+    # A finished batch is read, not scored again.
+    parts[0].write_text("[7.5, 8.5]")
+    run(tmp_path, source, BRIGHTNESS, {"name": "saturation"})
+    assert [row.scores["brightness"] for row in scored(tmp_path)][:3] == [7.5, 8.5, pytest.approx(0.4)]
+
+
+def test_number_written_is_the_float32_that_was_computed(tmp_path: Path) -> None:
+    run(tmp_path, generated(tmp_path / "run/generate"), BRIGHTNESS)
+    for row in scored(tmp_path):
+        assert float(np.float32(row.scores["brightness"])) == row.scores["brightness"]
+
+
+@pytest.mark.parametrize(
+    "scorers",
+    [
+        [BRIGHTNESS, BRIGHTNESS],
+        [BRIGHTNESS, {"name": "saturation", "label": "brightness"}],
+    ],
+)
+def test_columns_of_the_same_name_are_refused(scorers: list[dict[str, object]]) -> None:
+    with pytest.raises(ValidationError, match="labels repeat"):
+        tiny.from_recipe(Score, {"generations_from": "generate", "scorers": scorers})
+
+
+def test_scorer_that_calls_itself_as_another_is_refused(tmp_path: Path) -> None:
+    source = generated(tmp_path / "run/generate")
+    with pytest.raises(T2IError, match="brightness"):
+        run(tmp_path, source, BRIGHTNESS, {"name": "test_score_stage:Impostor"})
+    assert not (tmp_path / "run/score/scores.jsonl").exists()
+
+
+def test_missing_image_is_an_error_that_names_it(tmp_path: Path) -> None:
+    source = generated(tmp_path / "run/generate")
+    (source / "images/3.png").unlink()
+    with pytest.raises(T2IError, match=r"3\.png"):
+        run(tmp_path, source, BRIGHTNESS)
+    assert not (tmp_path / "run/score/scores.jsonl").exists()
+
+
+def test_unknown_option_of_a_scorer_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(T2IError, match="has no option 'colour'"):
+        run(tmp_path, generated(tmp_path / "run/generate"), {**BRIGHTNESS, "options": {"colour": "red"}})

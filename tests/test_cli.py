@@ -1,0 +1,205 @@
+"""The command line: its frozen options, its exit codes, and one readable message for every error."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+from engine_stages import STAGE_TYPES as TEST_STAGES
+from PIL import Image
+from typer.core import TyperGroup
+from typer.testing import CliRunner, Result
+
+from t2i import cli
+from t2i.stages import STAGE_TYPES
+
+REPOSITORY = Path(__file__).parent.parent
+RECIPE = """
+description: A small run.
+stages:
+  - {type: read, images: images}
+  - {type: train, data_from: read, steps: 100}
+"""
+OPTIONS = {
+    "": ["--traceback"],
+    "run": ["recipe", "overrides"],
+    "plan": ["recipe", "overrides"],
+    "inspect": ["recipe", "overrides"],
+    "init": ["folder", "--model", "--output"],
+    "generate": ["prompts", "--model", "--adapter", "--steps", "--guidance", "--images", "--seed"],
+    "score": ["generations", "--scorers", "--output"],
+    "export": ["weights", "--model", "--to", "--output", "--precision"],
+    "recipes": [],
+    "recipes list": [],
+    "recipes show": ["name"],
+    "recipes prune": ["recipes", "--yes"],
+}
+"""Every argument and option there is. `run` and `plan` never get an option: what they do stands in the recipe."""
+
+
+def options(command: object, path: str = "") -> dict[str, list[str]]:
+    """Command -> names of its arguments and options, for a command and those below it."""
+    found = {path: [parameter.opts[0] for parameter in command.params if parameter.name != "help"]}  # type: ignore[attr-defined]
+    if isinstance(command, TyperGroup):
+        for name, inner in command.commands.items():
+            found |= options(inner, f"{path} {name}".strip())
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh working directory with a recipe `small.yaml` of small stages."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("T2I_RUNS", raising=False)
+    for name in ("read", "train"):
+        monkeypatch.setitem(STAGE_TYPES, name, TEST_STAGES[name])
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.txt").write_text("a")
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def t2i(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+def test_the_options_are_frozen() -> None:
+    assert options(typer.main.get_command(cli.app)) == OPTIONS
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = "import sys; from t2i.cli import app\ntry: app(['--help'])\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'pydantic', 't2i.recipe'} & set(sys.modules)))"
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert ended.stdout.endswith("[]\n")
+    # Processor time: what a person waits on an idle machine, whatever else this one is doing.
+    assert min(seconds) < 0.6
+
+
+def test_run_and_run_again(folder: Path) -> None:
+    first = t2i("run", "small.yaml", "train.steps=5")
+    assert first.exit_code == 0, first.stderr
+    assert "[2/2] train: run (first run)" in first.stdout
+    again = t2i("run", "small.yaml", "train.steps=5")
+    assert "[2/2] train: skip (finished 20" in again.stdout
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["small"]
+
+
+def test_the_root_of_runs_can_be_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("T2I_RUNS", str(folder / "elsewhere"))
+    assert t2i("run", "small.yaml").exit_code == 0
+    assert (folder / "elsewhere" / "small").is_dir()
+    assert not (folder / "runs").exists()
+
+
+def test_plan_is_one_line_per_stage_and_makes_nothing(folder: Path) -> None:
+    result = t2i("plan", "small.yaml")
+    assert result.stdout == "run     read   first run\nrun     train  first run\n"
+    assert not (folder / "runs").exists()
+
+
+def test_inspect_adds_what_stages_say_of_their_sources(folder: Path) -> None:
+    assert t2i("inspect", "small.yaml").stdout.endswith("  read.files: 1\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "smal"], "ConfigError: smal: no such file, and no shipped recipe of that name"),
+        (["run", "small.yaml", "train.stepz=1"], "command line: train.stepz=1  train.stepz: unknown key 'stepz'"),
+        (["run", "small.yaml", "train.data_from=later"], "no stage 'later'; earlier stages: read"),
+        (["plan", "small.yaml", "read.images=nowhere"], "no file or folder 'nowhere'"),
+        (["plan", "small.yaml", "nonsense"], "write an override as path.to.key=value"),
+    ],
+)
+def test_bad_input_is_a_message_and_exit_code_two(folder: Path, arguments: list[str], message: str) -> None:
+    result = t2i(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["run", "small.yaml", "--steps", "3"], ["rnu", "small.yaml"]])
+def test_a_wrong_command_is_exit_code_two(folder: Path, arguments: list[str]) -> None:
+    assert t2i(*arguments).exit_code == 2
+
+
+def test_a_failed_run_is_one_line_and_exit_code_one(folder: Path) -> None:
+    (folder / "runs").write_text("a file where the folder should be")
+    result = t2i("run", "small.yaml")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("RunError: runs/small: the run folder cannot be written (Not a directory)")
+    assert result.stderr.count("\n") == 1
+
+
+def test_an_unexpected_error_is_one_line_unless_its_traceback_is_wanted(folder: Path) -> None:
+    result = t2i("run", "small.yaml", "train.fail=error")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "unexpected ZeroDivisionError: nothing planned for this (t2i --traceback ... shows where)\n",
+    )
+    shown = t2i("--traceback", "run", "small.yaml", "train.fail=error")
+    assert shown.exit_code == 1
+    assert "Traceback" in shown.stderr
+
+
+def test_an_interrupted_run_exits_with_130_and_goes_on(folder: Path) -> None:
+    result = t2i("run", "small.yaml", "train.fail=interrupt")
+    assert (result.exit_code, result.stderr) == (
+        130,
+        "interrupted; what is finished is kept, the same command goes on from here.\n",
+    )
+    assert "resume  train  interrupted run found" in t2i("plan", "small.yaml").stdout
+    assert t2i("run", "small.yaml").exit_code == 0
+
+
+def test_init_writes_a_recipe_that_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my pictures").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "my pictures" / f"{name}.png")
+    (tmp_path / "my pictures" / "a.txt").write_text('a "dark" square: nothing else\n')
+    written = t2i("init", "my pictures", "--model", "org/model")
+    assert written.exit_code == 0, written.output
+    assert written.stdout.startswith("2 pictures, 1 of them with a caption")
+    assert 'a \\"dark\\" square: nothing else' in (tmp_path / "recipe.yaml").read_text()
+    names = [line.split()[1] for line in t2i("plan", "recipe.yaml").stdout.splitlines()]
+    assert names == ["caption", "filter", "train", "before", "after", "export"]
+    again = t2i("init", "my pictures", "--model", "org/model")
+    assert (again.exit_code, again.stderr[:32]) == (2, "ConfigError: recipe.yaml exists;")
+    assert t2i("init", "nowhere", "--model", "org/model", "--output", "b.yaml").exit_code == 2
+
+
+def test_shipped_recipes_are_found_by_name(folder: Path) -> None:
+    shipped = cli.shipped_recipes()
+    listed = t2i("recipes").stdout.splitlines()
+    assert [line.split()[0] for line in listed] == list(shipped)
+    for name, path in shipped.items():
+        assert cli.find_recipe(name) == path
+        assert t2i("recipes", "show", name).stdout == path.read_text(encoding="utf-8")
+
+
+def test_prune_lists_first_and_deletes_when_told(folder: Path) -> None:
+    t2i("run", "small.yaml", "train.steps=5")
+    t2i("run", "small.yaml")
+    [unused] = [
+        path
+        for path in (folder / "runs" / "small").glob("train-*")
+        if '"steps": 5' in (path / "config.json").read_text()
+    ]
+    listed = t2i("recipes", "prune", "small.yaml")
+    assert listed.stdout == f"{unused.relative_to(folder)}\n1 folders are not referred to; --yes deletes them.\n"
+    assert unused.exists()
+    assert t2i("recipes", "prune", "small.yaml", "--yes").exit_code == 0
+    assert not unused.exists()
+    assert t2i("plan", "small.yaml").stdout.count("skip") == 2
