@@ -1,0 +1,147 @@
+"""The shipped recipes: every one reads well and plans, and those for everybody run end to end in small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import yaml
+from PIL import Image
+from rich.console import Console
+
+from t2i.engine import PlannedStage, plan, run
+from t2i.recipe import Recipe
+from t2i.resources import resolve_path
+from t2i.rundir import read_done
+
+REPOSITORY = Path(__file__).parent.parent
+RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
+LABELS = ("Shows", "Data", "Hardware", "Command")
+"""What the header of a recipe has to tell."""
+OWN_FOLDERS = {"photo_lora": "caption.data.path"}
+"""Recipe -> field that names a folder which only the user has."""
+
+
+def name_of(path: Path) -> str:
+    return path.stem
+
+
+def header(path: Path) -> list[str]:
+    """Comment lines at the top of a recipe, without the mark."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return [line.removeprefix("#").strip() for line in lines[:end]]
+
+
+def absent_resources(path: Path) -> list[str]:
+    """Files of this package that a recipe names and that are not there."""
+    values = [token.value for token in yaml.scan(path.read_text()) if isinstance(token, yaml.ScalarToken)]
+    return sorted({value for value in values if value.startswith("pkg:") and not resolve_path(value).exists()})
+
+
+def require_resources(path: Path) -> None:
+    absent = absent_resources(path)
+    if absent:
+        pytest.skip(f"not there yet: {', '.join(absent)}")
+
+
+def run_small(path: Path, root: Path, *overrides: str) -> dict[str, PlannedStage]:
+    """Run a recipe with overrides; its stages by name. Each is finished."""
+    planned = run(Recipe.load(path, overrides), root, Console(quiet=True))
+    assert all(read_done(item.folder) is not None for item in planned)
+    return {item.name: item for item in planned}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_a_recipe_says_what_it_is(path: Path) -> None:
+    lines = header(path)
+    assert lines[0].endswith("."), "the first line is a sentence"
+    told = {line.split()[0]: line for line in lines if line}
+    assert [label for label in LABELS if label not in told] == []
+    assert all(len(told[label].split()) > 2 for label in LABELS)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_the_command_of_a_recipe_exists(path: Path) -> None:
+    [line] = [line for line in header(path) if line.startswith("Command")]
+    words = line.split()
+    if words[1] == "make":
+        assert f"\n{words[2]}:" in (REPOSITORY / "Makefile").read_text()
+    else:
+        assert words[1:4] == ["t2i", "run", path.stem]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_a_recipe_plans(path: Path, tmp_path: Path) -> None:
+    require_resources(path)
+    own = OWN_FOLDERS.get(path.stem)
+    recipe = Recipe.load(path, [f"{own}={tmp_path}"] if own else [])
+    assert recipe.name == path.stem
+    assert recipe.description
+    planned = plan(recipe, tmp_path / "runs")
+    assert {(item.status, item.reason) for item in planned} == {("run", "first run")}
+    assert len({item.folder for item in planned}) == len(recipe.stages), "no stage repeats another's work"
+
+
+def write_photographs(folder: Path) -> None:
+    """Photographs of several sizes, wide and tall, and one that is too small."""
+    tiny.write_photographs(folder, longer_side=80)
+    with Image.open(folder / "coffee.png") as image:
+        image.rotate(90, expand=True).save(folder / "coffee.png")
+    with Image.open(folder / "moon.png") as image:
+        image.resize((90, 33)).save(folder / "moon.png")
+    with Image.open(folder / "camera.png") as image:
+        image.resize((31, 80)).save(folder / "camera.png")
+
+
+def sample(lora: Path) -> np.ndarray:
+    """Two images of the tiny checkpoint with a LoRA file, by plain diffusers."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(tiny.sd1())
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
+    assert pipeline.get_list_adapters() == {"unet": ["default_0"]}
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    return pipeline(["a cat", "the moon"], generator=generators, num_inference_steps=2, output_type="np").images
+
+
+def test_photo_lora_ends_in_files_that_plain_diffusers_loads(tmp_path: Path) -> None:
+    write_photographs(tmp_path / "photographs")
+    stages = run_small(
+        REPOSITORY / "recipes/photo_lora.yaml",
+        tmp_path / "runs",
+        f"caption.data.path={tmp_path / 'photographs'}",
+        f"model={tiny.sd1()}",
+        "filter.min_side=32",
+        "train.resolution=32",
+        "train.loop.steps=3",
+        "train.loop.workers=0",
+        "train.optimizer={learning_rate: 1e-2}",
+    )
+    [dropped] = [json.loads(line) for line in (stages["filter"].folder / "dropped.jsonl").read_text().splitlines()]
+    assert (Path(dropped["image"]).name, dropped["reason"]) == ("camera.png", "min_side: 31x80")
+    layouts = {
+        layout: stages["export"].folder / f"photo_lora.{layout}.safetensors" for layout in ("diffusers", "kohya")
+    }
+    images = {layout: sample(path) for layout, path in layouts.items()}
+    assert np.array_equal(images["diffusers"], images["kohya"])
+
+
+def test_quickstart_ends_in_a_comparison_and_a_report(tmp_path: Path) -> None:
+    path = REPOSITORY / "recipes/quickstart.yaml"
+    require_resources(path)
+    arms = [stage.label for stage in Recipe.load(path).stages if stage.type == "generate"]
+    arms = [f"{arm}.{change}" for arm in arms for change in ("prompts.count=6", "sampling.steps=2")]
+    small = ("caption.data.count=24", "train.loop.steps=2", "train.loop.batch_size=8", "compare.resamples=1000")
+    stages = run_small(path, tmp_path, *small, *arms)
+    comparison = json.loads((stages["compare"].folder / "comparison.json").read_text())
+    assert [row["label"] for row in comparison["overall"]] == ["judge", "second reader", "tiny CLIP"]
+    assert all(row["prompts"] == 6 for row in comparison["overall"])
+    assert "</html>" in (stages["report"].folder / "report.html").read_text()
+    assert (stages["export"].folder / "quickstart.diffusers.safetensors").stat().st_size > 10_000
