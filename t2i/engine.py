@@ -126,10 +126,16 @@ def _status(directory: RunDirectory, folder: Path, config: JsonObject) -> tuple[
     if folder.is_dir():
         return "resume", "interrupted run found"
     earlier = [read_json(sibling / CONFIG) or {} for sibling in directory.stage_folders()]
-    same_name = [found for found in earlier if found.get("stage") == config["stage"] and "begun" in found]
+    same_name = [found for found in earlier if _kind(found) == _kind(config) and "begun" in found]
     if not same_name:
         return "run", "first run"
     return "run", describe_change(max(same_name, key=lambda found: str(found["begun"])), config)
+
+
+def _kind(config: JsonObject) -> tuple[JsonValue, JsonValue]:
+    """Name and type: a stage of another type that once had the name is no earlier version of this one."""
+    body = config.get("identity")
+    return config.get("stage"), body.get("type") if isinstance(body, dict) else None
 
 
 def run(recipe: Recipe, root: Path, console: Console | None = None) -> list[PlannedStage]:

@@ -310,6 +310,16 @@ def reasons(recipe: Recipe, root: Path) -> dict[str, str]:
     return {item.name: f"{item.status}: {item.reason}" for item in plan(recipe, root)}
 
 
+def test_a_name_that_another_type_of_stage_had_is_no_earlier_version(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    run(load(tmp_path, RECIPE), root)
+    changed = RECIPE.replace("name: sft", "name: table").replace("steps: 100", "steps: 200")
+    changed = changed.replace(
+        "type: table\n    arms_from: [sft]", "type: table\n    name: last\n    arms_from: [table]"
+    )
+    assert reasons(load(tmp_path, changed), root)["table"] == "run: first run"
+
+
 def test_plan_before_and_after_a_run(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     recipe = load(tmp_path, RECIPE)
