@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 LAYERS = (
     {"errors", "suggestions", "document", "config", "records", "resources"},
-    {"randomness", "noise"},
+    {"randomness", "noise", "timesteps"},
     {"objectives", "families", "shapes", "rewards"},
     {"training", "sampling", "data", "captioners", "lora", "export", "report"},
     {"stages"},

@@ -8,7 +8,7 @@ import json
 import shutil
 import string
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -66,7 +66,7 @@ def build_pipeline(prediction_type: str) -> Any:
     """The pipeline in memory."""
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
     tokens = tokenizer()
     with torch.random.fork_rng(devices=[]):
@@ -89,18 +89,7 @@ def build_pipeline(prediction_type: str) -> Any:
             sample_size=SIZE_PX,
             scaling_factor=0.5,
         )
-        config = CLIPTextConfig(
-            vocab_size=len(tokens),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=TOKENS,
-            bos_token_id=tokens.bos_token_id,
-            eos_token_id=tokens.eos_token_id,
-            pad_token_id=tokens.pad_token_id,
-        )
-        text_encoder = CLIPTextModel(config)
+        text_encoder = CLIPTextModel(clip_config(tokens, width=32))
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -115,7 +104,83 @@ def build_pipeline(prediction_type: str) -> Any:
     )
 
 
-def tokenizer() -> Any:
+@functools.cache
+def sdxl(prediction_type: str = "epsilon") -> Path:
+    """Folder of a StableDiffusionXLPipeline of random parameters, the same every time. Do not write into it."""
+    folder = temporary_folder() / f"sdxl-{prediction_type}"
+    build_sdxl_pipeline(prediction_type).save_pretrained(folder)
+    return folder
+
+
+FAMILIES_TINY: dict[str, Callable[[], Path]] = {"sd1": sd1, "sdxl": sdxl}
+"""Family -> builder of the folder of its tiny checkpoint."""
+
+
+def build_sdxl_pipeline(prediction_type: str) -> Any:
+    """The pipeline in memory, with the scheduler and the second padding token of the published checkpoint."""
+    import torch
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    first, second = tokenizer(), tokenizer(padding="!")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=SIZE_PX // 2,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            norm_num_groups=8,
+            attention_head_dim=(2, 4),
+            transformer_layers_per_block=(1, 2),
+            cross_attention_dim=32 + 24,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=20 + 6 * 8,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(16, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=8,
+            sample_size=SIZE_PX,
+            scaling_factor=0.13025,
+        )
+        text_encoder = CLIPTextModel(clip_config(first, width=32))
+        text_encoder_2 = CLIPTextModelWithProjection(clip_config(second, width=24, projection_dim=20, layers=3))
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+    models = vae.eval(), text_encoder.eval(), text_encoder_2.eval()
+    return StableDiffusionXLPipeline(*models, first, second, unet.eval(), scheduler, add_watermarker=False)
+
+
+def clip_config(tokens: Any, *, width: int, projection_dim: int = 512, layers: int = 2) -> Any:
+    """Configuration of a CLIP text encoder for a tokenizer."""
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokens),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=projection_dim,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=TOKENS,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+    )
+
+
+def tokenizer(*, padding: str = "<|endoftext|>") -> Any:
     """A CLIP tokenizer in which each of WORDS is one token and every other character one of its own."""
     from transformers import CLIPTokenizer
 
@@ -132,7 +197,7 @@ def tokenizer() -> Any:
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     merges = list(dict.fromkeys(merges))
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS, pad_token="<|endoftext|>")
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS, pad_token=padding)
 
 
 def write_photographs(folder: Path, *, count: int = len(PHOTOGRAPHS), longer_side: int = 64) -> Path:

@@ -34,6 +34,10 @@ def export_lora(
 
     state = load_file(source)
     check_state(state, source)
+    if layout == "kohya" and _magnitudes(state):
+        raise ModelError(
+            f"{source}: a DoRA; its readers in kohya's layout disagree about the axis. Export as diffusers."
+        )
     rounded = {key: value.to(DTYPES[precision]).contiguous() for key, value in state.items()}
     tensors = to_kohya(rounded, family.facts) if layout == "kohya" else rounded
     draft = target.with_name(f".{target.stem}.draft.safetensors")
@@ -61,22 +65,35 @@ def check_state(state: dict[str, Tensor], source: Path) -> None:
 
 
 def deltas(state: dict[str, Tensor]) -> dict[tuple[str, str], Tensor]:
-    """(component, module) -> B A in float64, from a diffusers-layout state of strength 1."""
-    names = {split_key(key)[:2] for key in state}
+    """(component, module) -> B A in float64, from a diffusers-layout state of strength 1. Magnitudes are left out."""
+    names = {split_key(key)[:2] for key in state.keys() - _magnitudes(state).keys()}
     pairs = {name: [state[f"{'.'.join(name)}.lora_{side}.weight"].double() for side in "BA"] for name in names}
     return {name: up.flatten(1) @ down.flatten(1) for name, (up, down) in pairs.items()}
 
 
+def _magnitudes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a DoRA."""
+    return {key: value for key, value in state.items() if ".lora_magnitude_vector." in key}
+
+
+def _measured(state: dict[str, Tensor]) -> dict[tuple[str, str], Tensor]:
+    """Everything that must arrive: weight deltas, and magnitudes under the names of their keys."""
+    return deltas(state) | {(key, "magnitude"): value.double() for key, value in _magnitudes(state).items()}
+
+
 def _arrival_error(state: dict[str, Tensor], path: Path, family: ModelFamily) -> float:
-    """Load the file as anyone would; the largest relative error of a weight delta against `state`."""
-    components = {split_key(key)[0] for key in state}
-    family.pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="default")
+    """Load the file as anyone would; the largest relative error of a weight delta or magnitude against `state`."""
+    components = {key.partition(".")[0] for key in state}
+    if family.facts.loads_lora_files:
+        family.pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="default")
+    else:
+        lora.load_into(family.pipeline, path)
     modules = {name: getattr(family.pipeline, name) for name in components}
-    arrived = deltas(
+    arrived = _measured(
         lora.adapter_state({name: module for name, module in modules.items() if isinstance(module, nn.Module)})
     )
-    family.pipeline.unload_lora_weights()
-    sent = deltas(state)
+    lora.unload(family.pipeline)
+    sent = _measured(state)
     if arrived.keys() != sent.keys():
         lost = sorted(".".join(name) for name in sent.keys() ^ arrived.keys())
         raise ModelError(f"{path.name}: diffusers reads other modules than were written, for example {lost[:2]}.")

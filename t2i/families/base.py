@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
@@ -28,15 +28,50 @@ class FamilyFacts:
     """Suffixes of the denoiser's modules that get a LoRA when the recipe names none."""
     text_encoder_lora_targets: tuple[str, ...]
     kohya_prefixes: tuple[tuple[str, str], ...]
-    """(component, prefix of its keys in a kohya file)."""
+    """(component, prefix of its keys in a kohya file); empty where no tool reads kohya files of the family."""
+    takes_sizes: bool = False
+    """Whether the denoiser is told the sizes of the image and its crop."""
+    loads_lora_files: bool = True
+    """Whether the diffusers pipeline has `load_lora_weights`; without it files go through peft itself."""
+    optional_components: tuple[str, ...] = ()
+    """Components that a checkpoint may lack."""
+    unused_components: tuple[str, ...] = ()
+    """Components that a checkpoint may hold and that are never loaded."""
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the denoiser is told about the picture."""
+    """What the denoiser is told about the picture. A family fills what its denoiser takes and leaves the rest None."""
 
     prompt_embeds: Tensor
     """[B, tokens, width]."""
+    pooled: Tensor | None = None
+    """One vector for the whole prompt, [B, width]."""
+    mask: Tensor | None = None
+    """Which tokens count, 1 or 0, [B, tokens]."""
+    sizes: Tensor | None = None
+    """In pixels, heights first: original height and width, top and left of the crop in the resized image, height and
+    width of the crop. Float32, [B, 6]."""
+
+    def __len__(self) -> int:
+        return len(self.prompt_embeds)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        """The same with every tensor changed, for example moved or sliced along the batch."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(value) for name, value in tensors.items() if value is not None})
+
+    def with_sizes(self, sizes: Tensor | None) -> Conditioning:
+        """The same about images of other sizes; see `sizes`."""
+        return replace(self, sizes=sizes)
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Join along the batch. All parts must have the same tensors, of the same token count."""
+        import torch
+
+        names = [field.name for field in fields(Conditioning) if getattr(parts[0], field.name) is not None]
+        return Conditioning(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 @dataclass(frozen=True)
@@ -69,12 +104,17 @@ class ModelFamily(Protocol):
         """Width and height of an image must be multiples of this."""
         ...
 
+    @property
+    def default_size(self) -> int:
+        """Side in pixels of the square images that the checkpoint is made for."""
+        ...
+
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts as the family's pipeline does without guidance; gradients flow where they are asked for."""
         ...
 
-    def count_truncated(self, prompts: Sequence[str]) -> int:
-        """How many of the prompts are longer than the text encoder's limit."""
+    def count_truncated(self, prompts: Sequence[str]) -> dict[str, int]:
+        """For each text encoder, by its attribute name: how many of the prompts are longer than its limit."""
         ...
 
     def encode_images(self, pixels: Tensor) -> Posterior:
@@ -86,5 +126,9 @@ class ModelFamily(Protocol):
         ...
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The denoiser's output for noisy latents [B, C, h, w] at timesteps [B]; same shape as the latents."""
+        """The denoiser's output for noisy latents [B, C, h, w] at timesteps [B], as `noise.target` defines it.
+
+        Same shape as the latents. timesteps: as `noise.timesteps` gives them. Packing, position ids, guidance
+        embeddings and learned variances stay in here.
+        """
         ...

@@ -1,90 +1,71 @@
-"""Find out which family a checkpoint belongs to, from the checkpoint itself, and load its pipeline."""
+"""Load a checkpoint of whatever family it is of."""
 
 from __future__ import annotations
 
 import importlib
-import json
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2i.errors import ModelError
+from t2i.families import single_file
 from t2i.families.base import FamilyFacts, ModelFamily
+from t2i.families.location import locate_checkpoint, public_model_name, read_model_index
+from t2i.families.recognise import FAMILIES, Checkpoint, Component, describe_checkpoint, read_checkpoint
+from t2i.families.safetensor_files import check_weights
 from t2i.randomness import seeded_global
-from t2i.resources import resolve_path
 
 if TYPE_CHECKING:
     import torch
 
-FAMILIES: dict[str, str] = {"StableDiffusionPipeline": "t2i.families.sd1:SD1"}
-"""Pipeline class in model_index.json -> module:class. Imported only when needed."""
+__all__ = [
+    "describe_checkpoint",
+    "family_class",
+    "load_family",
+    "load_pipeline",
+    "locate_checkpoint",
+    "public_model_name",
+    "random_components",
+]
+
+_LIBRARIES = ("diffusers", "transformers")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 
 
 def load_family(
-    model: str, *, revision: str | None = None, dtype: torch.dtype | None = None, random_seed: int | None = None
+    model: str,
+    *,
+    expected: str | None = None,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    random_seed: int | None = None,
 ) -> ModelFamily:
-    """Load a model of whatever family its model_index.json declares.
+    """Load a model of whatever family it is, recognised from its files and never from its name.
 
-    model: a diffusers folder, `pkg:` resource or hub id. random_seed: ignore weights, initialise from the configs.
-    Raises ModelError if there is no such checkpoint or its family is not supported.
+    model: a diffusers folder, a single `.safetensors` file, a `pkg:` resource or a hub id. expected: name of the family
+    that it must be of. random_seed: ignore weights, initialise from the configs. Raises ModelError if there is no such
+    checkpoint, it is broken or pickled, or of a family that is not expected or not supported.
     """
     import torch
 
-    folder = locate_checkpoint(model, revision)
-    family = family_class(folder)
-    return family.load(str(folder), dtype=dtype or torch.float32, random_seed=random_seed)
+    checkpoint = describe_checkpoint(model, revision=revision, expected=expected)
+    path = checkpoint.path
+    if random_seed is None and path.is_dir():
+        path = locate_checkpoint(model, revision)
+    return family_class(checkpoint).load(str(path), dtype=dtype or torch.float32, random_seed=random_seed)
 
 
-def locate_checkpoint(model: str, revision: str | None = None) -> Path:
-    """The local folder of a model; a hub id is downloaded (or found in the hub's cache) at its revision."""
-    local = resolve_path(model)
-    if local.is_dir():
-        return local
-    if model.startswith(("pkg:", "/", ".", "~")) or model.count("/") != 1:
-        raise ModelError(
-            f"model {model!r}: no such folder ({local}); expected a diffusers folder or a hub id 'owner/name'."
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(model, revision=revision, ignore_patterns=["*.bin", "*.ckpt", "*.pt", "*.msgpack"])
-        )
-    except Exception as error:  # the hub client raises a dozen unrelated classes
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"model {model!r}: neither a local folder nor to be had from the hub ({reason}).") from error
-
-
-def public_model_name(model: str) -> str:
-    """What a file that is passed on says of its model: a hub id or `pkg:` name; of a local folder, its name alone."""
-    path = resolve_path(model)
-    return path.name if path.exists() and not model.startswith("pkg:") else model
-
-
-def family_class(folder: Path) -> type[ModelFamily]:
-    """The family a checkpoint folder says it is of. Raises ModelError naming the supported ones otherwise."""
-    index = read_model_index(folder)
-    class_name = index.get("_class_name")
-    if class_name not in FAMILIES:
-        raise ModelError(f"{folder}: pipeline class {class_name!r} is not supported; supported: {', '.join(FAMILIES)}.")
-    module, _, name = FAMILIES[class_name].partition(":")
+def family_class(checkpoint: Checkpoint) -> type[ModelFamily]:
+    """The adapter class of a checkpoint's family."""
+    module, _, name = FAMILIES[checkpoint.pipeline_class].partition(":")
     return getattr(importlib.import_module(module), name)
 
 
-def read_model_index(folder: Path) -> dict[str, Any]:
-    """model_index.json of a diffusers folder. Raises ModelError if it is missing or not JSON."""
-    path = folder / "model_index.json"
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder}: no model_index.json; expected a folder in diffusers layout.") from error
-    except ValueError as error:
-        raise ModelError(f"{path}: not JSON ({error}).") from error
-
-
 def load_pipeline(folder: str, facts: FamilyFacts, *, dtype: torch.dtype, random_seed: int | None) -> Any:
-    """The diffusers pipeline of a folder, without a safety checker.
+    """The diffusers pipeline of a folder or single file, all components in evaluation mode.
 
-    The safety checker is left out on purpose: it would replace training samples by black images without a word.
+    Components that the facts call unused are left out, and optional ones where the checkpoint has none. Raises
+    ModelError if the checkpoint is of another family, incomplete or broken.
     """
     import diffusers
     import transformers
@@ -93,45 +74,106 @@ def load_pipeline(folder: str, facts: FamilyFacts, *, dtype: torch.dtype, random
     # Their bars would run through ours; loading takes seconds.
     diffusers.utils.logging.disable_progress_bar()
     transformers.logging.disable_progress_bar()
-    pipeline_class = getattr(diffusers, facts.pipeline_class)
-    optional: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    _check_complete(Path(folder), optional=set(optional))
-    components = {} if random_seed is None else random_components(Path(folder), random_seed)
+    checkpoint = read_checkpoint(Path(folder))
+    if checkpoint.family != facts.name:
+        raise ModelError(f"{folder} is of family {checkpoint.family}; expected {facts.name}.")
+    pipeline_class = getattr(diffusers, checkpoint.pipeline_class)
+    given = _absent(checkpoint, facts, pipeline_class)
+    _check_files(checkpoint, facts, weights=random_seed is None)
     try:
+        if random_seed is not None:
+            given |= random_components(checkpoint, facts, random_seed, dtype)
+        elif checkpoint.path != checkpoint.configs:
+            given |= {name: _from_folder(checkpoint, name, dtype) for name in checkpoint.beside}
+            return _quiet(single_file.load(pipeline_class, checkpoint.path, checkpoint.configs, dtype, given))
         # Pickled weights can run code; diffusers would fall back to them where safetensors are missing.
-        pipeline = pipeline_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, **components, **optional)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(
-            f"{folder}: cannot be loaded as {facts.pipeline_class} ({str(error).splitlines()[0]})."
-        ) from error
+        return _quiet(pipeline_class.from_pretrained(checkpoint.configs, dtype=dtype, use_safetensors=True, **given))
+    except ModelError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"{folder}: cannot be loaded as {checkpoint.pipeline_class} ({reason}).") from error
+
+
+def _quiet(pipeline: Any) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def _check_complete(folder: Path, *, optional: set[str]) -> None:
-    """Raise ModelError for a component without its files: transformers makes an empty tokenizer of a missing one."""
-    for name, value in read_model_index(folder).items():
-        if name in optional or not isinstance(value, list) or value[1] is None:
-            continue
-        needed = [("tokenizer.json", "vocab.json"), ("tokenizer_config.json",)] if "Tokenizer" in value[1] else [("",)]
-        for names in needed:
-            if not any((folder / name / file).exists() for file in names):
-                raise ModelError(f"{folder}: lacks {name}/{' or '.join(names)}; the checkpoint is incomplete.")
+def _absent(checkpoint: Checkpoint, facts: FamilyFacts, pipeline_class: Any) -> dict[str, Any]:
+    """Arguments that tell the pipeline what it goes without. Raises ModelError if it cannot go without something."""
+    parameters = dict(inspect.signature(pipeline_class.__init__).parameters)
+    parameters.pop("self")
+    strangers = [name for name in checkpoint.components if name not in parameters]
+    if strangers:
+        raise ModelError(
+            f"{checkpoint.configs}: holds {', '.join(strangers)}, which no {checkpoint.pipeline_class} has; "
+            "is its model_index.json that of another model?"
+        )
+    optional = [name for name in facts.optional_components if name not in checkpoint.components]
+    absent: dict[str, Any] = {name: None for name in (*facts.unused_components, *optional) if name in parameters}
+    required = [name for name, value in parameters.items() if value.default is value.empty and name not in absent]
+    missing = [name for name in required if name not in checkpoint.components]
+    if missing:
+        raise ModelError(f"{checkpoint.configs}: lacks {', '.join(missing)}, which {facts.name} needs.")
+    if "requires_safety_checker" in parameters:
+        absent["requires_safety_checker"] = False
+    return absent
 
 
-def random_components(folder: Path, seed: int) -> dict[str, Any]:
-    """Every neural component of a diffusers folder, built from its config.json with keyed random weights."""
-    components: dict[str, Any] = {}
-    for number, (name, value) in enumerate(sorted(read_model_index(folder).items())):
-        config = folder / name / "config.json"
-        if isinstance(value, list) and value[0] in ("diffusers", "transformers") and config.exists():
-            model_class = getattr(importlib.import_module(value[0]), value[1])
+def _check_files(checkpoint: Checkpoint, facts: FamilyFacts, *, weights: bool) -> None:
+    """Raise ModelError for a component without its files: transformers makes an empty tokenizer of a missing one.
+
+    weights: whether those of a folder are needed too; they are then read as far as their headers.
+    """
+    for name, component in _used(checkpoint, facts).items():
+        folder = checkpoint.configs / name
+        if component.library not in _LIBRARIES:
+            raise ModelError(f"{checkpoint.configs}: {name} is of {component.library!r}; expected diffusers classes.")
+        for names in _needed_files(component):
+            if not any((folder / file).is_file() for file in names):
+                raise ModelError(
+                    f"{checkpoint.configs}: lacks {name}/{' or '.join(names)}; the checkpoint is incomplete."
+                )
+        if weights and component.is_model and checkpoint.path == checkpoint.configs:
+            check_weights(folder)
+
+
+def _used(checkpoint: Checkpoint, facts: FamilyFacts) -> dict[str, Component]:
+    return {name: value for name, value in checkpoint.components.items() if name not in facts.unused_components}
+
+
+def _needed_files(component: Component) -> list[tuple[str, ...]]:
+    """Files that a component's folder must hold, each with its alternatives."""
+    if "Tokenizer" in component.class_name:
+        return [_TOKENIZER_FILES, ("tokenizer_config.json",)]
+    return [("config.json",)] if component.is_model else []
+
+
+def random_components(checkpoint: Checkpoint, facts: FamilyFacts, seed: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Every used component that has weights, built from its config with keyed random ones, in evaluation mode."""
+    from torch import nn
+
+    models: dict[str, Any] = {}
+    used = _used(checkpoint, facts)
+    for number, name in enumerate(sorted(read_model_index(checkpoint.configs))):
+        if name in used and used[name].is_model:
             with seeded_global(seed, "initialisation", number):
-                components[name] = _from_config(model_class, config, library=value[0])
-    return components
+                model = _from_config(_model_class(used[name]), checkpoint.configs / name, library=used[name].library)
+            models[name] = nn.Module.to(model, dtype).eval()
+    return models
 
 
-def _from_config(model_class: Any, config: Path, *, library: str) -> Any:
+def _from_config(model_class: Any, folder: Path, *, library: str) -> Any:
     if library == "diffusers":
-        return model_class.from_config(model_class.load_config(config.parent))
-    return model_class(model_class.config_class.from_pretrained(config.parent))
+        return model_class.from_config(model_class.load_config(folder))
+    return model_class(model_class.config_class.from_pretrained(folder))
+
+
+def _from_folder(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Any:
+    model_class = _model_class(checkpoint.components[name])
+    return model_class.from_pretrained(checkpoint.configs / name, dtype=dtype, use_safetensors=True)
+
+
+def _model_class(component: Component) -> Any:
+    return getattr(importlib.import_module(component.library), component.class_name)

@@ -1,10 +1,14 @@
 """Stable Diffusion 1.x and 2.x: U-Net, one CLIP text encoder, DDPM noise with epsilon- or v-prediction.
 
 Conventions (diffusers `StableDiffusionPipeline`):
-  prompt        tokenizer padded to its own limit (77 in the published checkpoints), no attention mask, last hidden
-                state after the final layer norm; the empty prompt is the unconditional one
-  latents       AutoencoderKL posterior times `scaling_factor`; no shift
-  timesteps     integers 0 .. 999, uniform in training
+  prompt        tokenizer padded to its own limit (77 in the published checkpoints) and cut there, end token kept; no
+                attention mask, no cleaning; last hidden state after the final layer norm
+  unconditional the empty prompt
+  sizes         the denoiser is not told any
+  latents       AutoencoderKL posterior times `scaling_factor`, sampled in training (the recipe's `posterior`); no shift
+  noise         the scheduler's betas; timesteps are integers 0 .. 999, uniform in training
+  LoRA          attention projections of the U-Net; those of the text encoder where the recipe asks for it
+  safety        the safety checker is never loaded: it would paint samples black without a word
 """
 
 from __future__ import annotations
@@ -15,8 +19,11 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from t2i.families import latents as autoencoder
 from t2i.families.base import Conditioning, FamilyFacts, Posterior
+from t2i.families.clip import clip_tokens, count_longer
 from t2i.families.loading import load_pipeline
+from t2i.families.unet import check_text_to_image, latent_multiple, native_size
 from t2i.noise import DDPM
 
 if TYPE_CHECKING:
@@ -35,9 +42,11 @@ class SD1:
         # All four: a kohya text-encoder LoRA without out_proj is not recognised by diffusers.
         text_encoder_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
         kohya_prefixes=(("unet", "lora_unet"), ("text_encoder", "lora_te")),
+        unused_components=("safety_checker", "feature_extractor", "image_encoder"),
     )
 
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
+        check_text_to_image(pipeline)
         self.pipeline = pipeline
         self.noise = DDPM.from_scheduler(pipeline.scheduler)
 
@@ -51,34 +60,25 @@ class SD1:
 
     @property
     def pixel_multiple(self) -> int:
-        # The U-Net halves the latents once per level below the first.
-        return self.pipeline.vae_scale_factor * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
+        return latent_multiple(self.pipeline)
+
+    @property
+    def default_size(self) -> int:
+        return native_size(self.pipeline)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        tokens = self.pipeline.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.pipeline.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
         encoder = self.pipeline.text_encoder
-        return Conditioning(encoder(tokens.input_ids.to(encoder.device))[0])
+        return Conditioning(encoder(clip_tokens(self.pipeline.tokenizer, prompts).to(encoder.device))[0])
 
-    def count_truncated(self, prompts: Sequence[str]) -> int:
+    def count_truncated(self, prompts: Sequence[str]) -> dict[str, int]:
         tokenizer = self.pipeline.tokenizer
-        lengths = (len(tokenizer(prompt, truncation=False, verbose=False).input_ids) for prompt in prompts)
-        return sum(length > tokenizer.model_max_length for length in lengths)
+        return {"text_encoder": count_longer(tokenizer, prompts, tokenizer.model_max_length)}
 
     def encode_images(self, pixels: Tensor) -> Posterior:
-        vae = self.pipeline.vae
-        posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
-        scale = vae.config.scaling_factor
-        return Posterior(posterior.mean * scale, posterior.std * scale)
+        return autoencoder.encode_images(self.pipeline.vae, pixels)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        return vae.decode(latents / vae.config.scaling_factor).sample
+        return autoencoder.decode_latents(self.pipeline.vae, latents)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         return self.pipeline.unet(noisy, timesteps, encoder_hidden_states=conditioning.prompt_embeds).sample
