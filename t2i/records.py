@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,10 +102,16 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """As `write_text`, for bytes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_parts(path, [data])
+
+
+def write_parts(path: Path, parts: Iterable[bytes]) -> None:
+    """As `write_text`, for bytes that are made one after the other and need not fit into memory."""
+    # Not the process id alone: folders may be shared with other machines.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -127,8 +134,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
     """Write rows, one JSON object a line, atomically."""
-    lines = [json.dumps(dataclasses.asdict(row), ensure_ascii=False, sort_keys=True) for row in rows]
-    write_text(path, "".join(line + "\n" for line in lines))
+    write_parts(path, (_line(row) for row in rows))
+
+
+def _line(row: Row) -> bytes:
+    return (json.dumps(dataclasses.asdict(row), ensure_ascii=False, sort_keys=True) + "\n").encode()
 
 
 def read_jsonl(path: Path, row_type: type[Row]) -> Iterator[Row]:
@@ -140,10 +150,11 @@ def read_jsonl(path: Path, row_type: type[Row]) -> Iterator[Row]:
     with file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield _parse_row(line, row_type, f"{path}:{number}")
+                yield parse_row(line, row_type, f"{path}:{number}")
 
 
-def _parse_row(line: bytes, row_type: type[Row], where: str) -> Row:
+def parse_row(line: bytes, row_type: type[Row], where: str) -> Row:
+    """One row of a file. Raises DataError that begins with `where` for bad JSON, unknown or missing keys."""
     try:
         values = json.loads(line.decode())
     except UnicodeDecodeError as error:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from typing import Any, Protocol
 
-import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from t2i.data.order import Order, Stream
 from t2i.errors import DataError
-from t2i.randomness import generator
 
 
 class Examples(Protocol):
@@ -19,6 +18,10 @@ class Examples(Protocol):
 
     def __len__(self) -> int:
         """Number of records."""
+        ...
+
+    def streams(self) -> Sequence[Stream]:
+        """What batches are drawn from; `[Stream(range(n))]` for all records in turn."""
         ...
 
     def example(self, record: int, step: int, position: int) -> Any:
@@ -36,10 +39,10 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class KeyedBatches:
-    """Endless shuffled passes over the records, cut into global batches.
+    """Endless shuffled passes over the records, cut into global batches; each batch is of one bucket.
 
-    Place p of step s is the (s * batch_size + p)-th example of the endless sequence; pass e is permuted by a generator
-    keyed by (seed, e). Nothing depends on workers, processes, portions or on where a run was interrupted.
+    Place p of step s is example s * batch_size + p of an `Order` keyed by the seed. Nothing depends on workers,
+    processes, portions or on where a run was interrupted.
     """
 
     examples: Examples
@@ -49,13 +52,17 @@ class KeyedBatches:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.examples) == 0:
+        if len(self.examples) == 0 or not self.examples.streams():
             raise DataError("no image left to train on.")
 
+    @cached_property
+    def order(self) -> Order:
+        """Which record stands at which place."""
+        return Order(self.examples.streams(), self.seed, self.batch_size)
+
     def record_at(self, number: int) -> int:
-        """Record of the number-th example of the endless sequence."""
-        epoch, place = divmod(number, len(self.examples))
-        return int(_permutation(self.seed, epoch, len(self.examples))[place])
+        """Record of place number % batch_size of step number // batch_size."""
+        return self.order.record_at(number)
 
     def records(self, step: int) -> list[int]:
         """Records of one global batch, by position."""
@@ -101,8 +108,3 @@ class _Portions(Sampler[list[int]]):
             start = step * self.batches.batch_size + self.rank * share
             for offset in range(start, start + share, size):
                 yield list(range(offset, offset + size))
-
-
-@lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    return generator(seed, "order", epoch).permutation(size)

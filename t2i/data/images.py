@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+MASK_ENDING = ".mask.png"
+"""`picture.mask.png` is the mask of `picture.jpg` beside it."""
+_ORIENTATION = 0x0112
 MAX_PIXELS = 200_000_000
 """Larger images are refused before decoding."""
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files anywhere below a folder, by path. Hidden files and folders are left out.
+    """Image files anywhere below a folder, by path. Hidden files and folders, and masks of images, are left out.
 
     Raises DataError if the folder is missing or holds no image.
     """
@@ -30,9 +33,16 @@ def list_images(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: no such folder of images.")
     files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     found = sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    pictured = {path.with_suffix("") for path in found}
+    found = [path for path in found if not _is_mask(path, pictured)]
     if not found:
         raise DataError(f"{folder}: no image found; known endings: {', '.join(sorted(IMAGE_SUFFIXES))}.")
     return found
+
+
+def _is_mask(path: Path, pictured: set[Path]) -> bool:
+    """Whether it is the mask of an image; without one, a picture with an odd name."""
+    return path.name.endswith(MASK_ENDING) and path.with_name(path.name.removesuffix(MASK_ENDING)) in pictured
 
 
 def open_image(path: Path) -> Image.Image:
@@ -40,11 +50,33 @@ def open_image(path: Path) -> Image.Image:
 
     Raises DataError for a missing, unreadable or over-large file.
     """
+    return _opened(path, lambda image: to_rgb(ImageOps.exif_transpose(image)))
+
+
+def open_grey(path: Path) -> Image.Image:
+    """As `open_image`, 8-bit grey: a mask."""
+    return _opened(path, lambda image: to_rgb(ImageOps.exif_transpose(image)).convert("L"))
+
+
+def seen_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image turned as its EXIF orientation says, from its header where the format has that."""
+    return _opened(path, _turned_size)
+
+
+def _turned_size(image: Image.Image) -> tuple[int, int]:
+    sideways = image.getexif().get(_ORIENTATION, 1) >= 5
+    return (image.height, image.width) if sideways else image.size
+
+
+_Seen = TypeVar("_Seen")
+
+
+def _opened(path: Path, look: Callable[[Image.Image], _Seen]) -> _Seen:
     try:
         with Image.open(path) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise DataError(f"{path}: {file.width}x{file.height} pixels; at most {MAX_PIXELS} are decoded.")
-            return to_rgb(ImageOps.exif_transpose(file))
+            return look(file)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such image.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -75,11 +107,16 @@ def crop_to(image: Image.Image, width: int, height: int, name: str) -> Image.Ima
             f"{name}: {image.width}x{image.height} pixels; at least {width}x{height} are needed. "
             "Drop such images with a filter stage (min_side), or train at a lower resolution."
         )
-    scale = max(width / image.width, height / image.height)
-    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    size = scaled_size(image.size, (width, height))
     resized = image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
     return resized.crop((left, top, left + width, top + height))
+
+
+def scaled_size(original: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """Width and height at which an image just covers the target, its aspect kept up to rounding."""
+    scale = max(target[0] / original[0], target[1] / original[1])
+    return max(target[0], round(original[0] * scale)), max(target[1], round(original[1] * scale))
 
 
 def check_sizes(records: Sequence[CaptionedImage], side: int) -> None:

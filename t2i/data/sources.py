@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from t2i.config import FrozenModel, LocalPath
 from t2i.records import Caption, CaptionedImage, read_jsonl, write_bytes, write_jsonl
@@ -29,21 +30,31 @@ class FolderSource(FrozenModel):
 
         return len(list_images(resolve_path(self.path)))
 
+    def sizes(self) -> Iterator[tuple[str, int, int]]:
+        """Name, width and height as seen of every image, from the headers."""
+        from t2i.data.images import list_images, seen_size
+
+        for path in list_images(resolve_path(self.path)):
+            yield (str(path), *seen_size(path))
+
     def materialize(self, folder: Path, seed: int) -> list[CaptionedImage]:
         """One record per image. Raises DataError that lists the unreadable ones."""
+        return list(self.read(folder, seed))
+
+    def read(self, folder: Path, seed: int) -> Iterator[CaptionedImage]:
+        """As `materialize`, one record at a time; the error about unreadable images comes at the end."""
         from t2i.data.images import content_id, list_images, open_image
         from t2i.errors import DataError
 
-        records, problems = [], []
+        problems = []
         for path in list_images(resolve_path(self.path)):
             try:
                 width, height = open_image(path).size
-                records.append(CaptionedImage(content_id(path), str(path.resolve()), width, height))
+                yield CaptionedImage(content_id(path), str(path.resolve()), width, height)
             except DataError as error:
                 problems.append(str(error))
         if problems:
             raise DataError("\n".join(problems))
-        return records
 
 
 class RecordsSource(FrozenModel):
@@ -55,24 +66,32 @@ class RecordsSource(FrozenModel):
 
     def count(self) -> int:
         """Number of records."""
-        return len(load_records(resolve_path(self.path)))
+        return sum(1 for _ in iterate_records(resolve_path(self.path)))
+
+    def sizes(self) -> Iterator[tuple[str, int, int]]:
+        """Name, width and height as seen of every image, from the records."""
+        for row in iterate_records(resolve_path(self.path)):
+            yield row.image, row.width, row.height
 
     def materialize(self, folder: Path, seed: int) -> list[CaptionedImage]:
         """The file's records with absolute image paths. Raises DataError for missing images or an empty file."""
+        return list(self.read(folder, seed))
+
+    def read(self, folder: Path, seed: int) -> Iterator[CaptionedImage]:
+        """As `materialize`, one record at a time; the error about missing images comes at the end."""
         from t2i.errors import DataError
 
         path = resolve_path(self.path)
-        records = load_records(path)
-        if not records:
+        count, missing = 0, []
+        for row in iterate_records(path):
+            count += 1
+            if not Path(row.image).is_file():
+                missing.append(row.image)
+            yield row
+        if missing:
+            raise DataError(f"{path}: {len(missing)} of {count} images are missing, the first is {missing[0]}.")
+        if not count:
             raise DataError(f"{path}: no record.")
-        missing = [row.image for row in records if not Path(row.image).is_file()]
-        if missing:
-            raise DataError(f"{path}: {len(missing)} of {len(records)} images are missing, the first is {missing[0]}.")
-        missing = [row.image for row in records if not Path(row.image).is_file()]
-        if missing:
-            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise DataError(f"{path}: {len(missing)} of its {len(records)} images are missing: {shown}.")
-        return records
 
 
 class ShapesSource(FrozenModel):
@@ -92,13 +111,16 @@ class ShapesSource(FrozenModel):
 
     def materialize(self, folder: Path, seed: int) -> list[CaptionedImage]:
         """Draw the images into `folder/images`."""
+        return list(self.read(folder, seed))
+
+    def read(self, folder: Path, seed: int) -> Iterator[CaptionedImage]:
+        """As `materialize`, one record at a time."""
         import io
 
         from t2i.data.images import content_id
         from t2i.shapes import render, sample_scene, write_caption
 
         (folder / "images").mkdir(parents=True, exist_ok=True)
-        records = []
         for index in range(self.first, self.first + self.count):
             scene = sample_scene(seed, index, self.split, max_objects=self.max_objects)
             image, path = render(scene), folder / "images" / f"{index:06d}.png"
@@ -109,28 +131,42 @@ class ShapesSource(FrozenModel):
             captions = tuple(Caption(kind, write_caption(scene, kind, seed, index), "shapes") for kind in self.captions)
             extra = {"scene": scene.to_json()}
             name = path.relative_to(folder).as_posix()
-            records.append(CaptionedImage(content_id(path), name, image.width, image.height, captions, extra))
-        return records
+            yield CaptionedImage(content_id(path), name, image.width, image.height, captions, extra)
 
 
 ImageSource = Annotated[FolderSource | RecordsSource | ShapesSource, Field(discriminator="type")]
 
 
-def save_records(folder: Path, records: list[CaptionedImage]) -> Path:
+def _is_list(value: object) -> str:
+    return "several" if isinstance(value, list | tuple) else "one"
+
+
+ImageSources = Annotated[
+    Annotated[ImageSource, Tag("one")] | Annotated[tuple[ImageSource, ...], Field(min_length=1), Tag("several")],
+    Discriminator(_is_list),
+]
+"""One source, or a list of sources."""
+
+
+def save_records(folder: Path, records: Iterable[CaptionedImage]) -> Path:
     """Write `folder/records.jsonl`. Images of neighbouring stages are named relatively: a runs folder can be moved."""
     run = folder.parent.resolve()
-    rows = [
-        dataclasses.replace(row, image=os.path.relpath(row.image, folder.resolve()))
-        if Path(row.image).is_relative_to(run)
-        else row
-        for row in records
-    ]
-    path = folder / RECORDS_FILE
-    write_jsonl(path, rows)
+    path, here = folder / RECORDS_FILE, folder.resolve()
+
+    def named(row: CaptionedImage) -> CaptionedImage:
+        inside = Path(row.image).is_relative_to(run)
+        return dataclasses.replace(row, image=os.path.relpath(row.image, here)) if inside else row
+
+    write_jsonl(path, (named(row) for row in records))
     return path
 
 
 def load_records(path: Path) -> list[CaptionedImage]:
-    """Records of a file with absolute image paths."""
+    """Records of a file with absolute image paths. Training reads them from a `RecordTable` instead."""
+    return list(iterate_records(path))
+
+
+def iterate_records(path: Path) -> Iterator[CaptionedImage]:
+    """As `load_records`, one at a time."""
     folder = path.parent.resolve()
-    return [dataclasses.replace(row, image=str(folder / row.image)) for row in read_jsonl(path, CaptionedImage)]
+    return (dataclasses.replace(row, image=str(folder / row.image)) for row in read_jsonl(path, CaptionedImage))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from t2i.data.batches import KeyedBatches
+from t2i.data.order import Stream
 from t2i.errors import DataError
 from t2i.randomness import generator
 
@@ -24,6 +25,9 @@ class Draws:
 
     def __len__(self) -> int:
         return self.count
+
+    def streams(self) -> list[Stream]:
+        return [Stream(range(self.count))] if self.count else []
 
     def example(self, record: int, step: int, position: int) -> Example:
         return record, step, position, generator(5, "test", step, position).random()

@@ -53,3 +53,14 @@ def test_records_that_lack_a_kind_are_listed() -> None:
     with pytest.raises(DataError, match=r"7 of 7 .* 4\.png, \.\.\.\."):
         mix.check(bare)
     mix.check([RECORD])
+
+
+def test_trigger_words_stand_before_every_caption_but_not_before_the_empty_prompt() -> None:
+    found = frequencies(CaptionMix({"alt": 1, "dense": 3}, dropout=0.2, trigger_words="sks dog"))
+    assert found == pytest.approx({"": 0.2, "sks dog, ALT": 0.2, "sks dog, DENSE": 0.6}, abs=0.02)
+
+
+def test_texts_are_all_that_can_be_drawn() -> None:
+    mix = CaptionMix({"alt": 1, "dense": 3}, trigger_words="sks")
+    assert mix.texts(RECORD) == ["sks, ALT", "sks, DENSE"]
+    assert set(frequencies(mix)) == set(mix.texts(RECORD))

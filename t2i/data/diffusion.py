@@ -1,0 +1,153 @@
+"""From records and a recipe's settings to the examples of a denoiser: what is checked, framed and encoded, in turn."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
+
+from t2i.data.buckets import BucketPlan, plan_buckets, square_plan
+from t2i.data.captions import CaptionMix
+from t2i.data.encode import Framing, encode_latents, encode_texts
+from t2i.data.examples import Dataset, LatentExamples
+from t2i.data.images import check_sizes
+from t2i.data.rows import image_sizes
+from t2i.data.settings import BucketSettings, CacheSettings, DatasetSettings, MaskSettings, ViewSettings
+from t2i.data.views import Views
+from t2i.errors import ConfigError, DataError
+from t2i.records import CaptionedImage, write_text
+
+if TYPE_CHECKING:
+    from t2i.families.base import ModelFamily
+
+UNFIT_FILE = "unfit.jsonl"
+"""The images that are dropped or enlarged, in the stage's folder."""
+
+
+@dataclass(frozen=True)
+class DiffusionData:
+    """Captioned images and how they are used."""
+
+    records: Sequence[CaptionedImage]
+    datasets: tuple[Dataset, ...]
+    seed: int
+    buckets: BucketSettings | None = None
+    views: ViewSettings = ViewSettings()  # noqa: RUF009 (frozen)
+    masks: MaskSettings | None = None
+    cache: CacheSettings = CacheSettings()  # noqa: RUF009
+    posterior: Literal["sample", "mode"] = "sample"
+    batch_size: int = 1
+    """Examples of a step: no bucket may hold fewer images."""
+    encode_batch_size: int = 16
+
+    def check_captions(self) -> None:
+        """Raise DataError unless every image has the captions its dataset draws from, and there is one."""
+        if not len(self.records):
+            raise DataError("no image left to train on.")
+        for dataset in self.datasets:
+            dataset.mix.check(self.records[number] for number in range(dataset.first, dataset.last))
+
+    def plan(self, resolution: int) -> BucketPlan:
+        """The size of every image. Raises DataError that names the images that are too small, and too small buckets."""
+        if self.buckets is None:
+            check_sizes(self.records, resolution)
+            return square_plan(len(self.records), resolution)
+        plan = plan_buckets(
+            image_sizes(self.records), resolution, self.buckets, lambda record: self.records[record].image
+        )
+        for dataset in self.datasets:
+            if not (plan.of_record[dataset.first : dataset.last] >= 0).any():
+                first = self.records[dataset.first].image
+                raise DataError(f"no image left of the dataset that begins with {first}: none fits a bucket.")
+        plan.check_batch(self.batch_size)
+        return plan
+
+    def encode(self, family: ModelFamily, plan: BucketPlan, folder: Path) -> LatentExamples:
+        """Encode what the cache lacks, and write which images are dropped or enlarged into `folder`."""
+        if plan.misfits:
+            lines = [json.dumps(asdict(misfit), ensure_ascii=False) + "\n" for misfit in plan.misfits]
+            write_text(folder / UNFIT_FILE, "".join(lines))
+        framing = Framing(self.records, plan, Views(self.views, self.seed), self.masks, self.posterior)
+        root = Path(self.cache.folder).expanduser() if self.cache.folder else folder / CACHE_FOLDER
+        store = encode_latents(family, framing, root, batch_size=self.encode_batch_size)
+        texts = None
+        if self.cache.text:
+            texts = encode_texts(family, self.texts(), root, batch_size=self.encode_batch_size)
+        return LatentExamples(framing, store, self.datasets, self.seed, texts, family.facts.takes_sizes)
+
+    def texts(self) -> Texts:
+        """Every caption that may be drawn, trigger words included."""
+        return Texts(self.records, self.datasets)
+
+
+CACHE_FOLDER = "latents"
+"""Cache of a stage that shares none, in its folder; deleted when it is finished."""
+
+
+class Texts(Sequence[str]):
+    """The captions of every record that its dataset draws from; read from the records when asked for."""
+
+    def __init__(self, records: Sequence[CaptionedImage], datasets: Sequence[Dataset]) -> None:
+        self.records, self.datasets = records, datasets
+        counts = [(dataset.last - dataset.first) * len(dataset.mix.weights) for dataset in datasets]
+        self.starts = [0, *itertools.accumulate(counts)]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        for dataset, start, end in zip(self.datasets, self.starts, self.starts[1:], strict=False):
+            if number < end:
+                place, kind = divmod(number - start, len(dataset.mix.weights))
+                return dataset.mix.texts(self.records[dataset.first + place])[kind]
+        raise IndexError(index)
+
+    def __iter__(self) -> Iterator[str]:
+        for dataset in self.datasets:
+            for number in range(dataset.first, dataset.last):
+                yield from dataset.mix.texts(self.records[number])
+
+
+def count_truncated(family: ModelFamily, texts: Sequence[str]) -> dict[str, int]:
+    """For each text encoder, how many of the texts are longer than its limit; a thousand at a time."""
+    counts: dict[str, int] = {}
+    for start in range(0, len(texts), 1000):
+        for name, count in family.count_truncated(texts[start : start + 1000]).items():
+            counts[name] = counts.get(name, 0) + count
+    return counts
+
+
+def make_datasets(
+    lengths: Sequence[int],
+    settings: Sequence[DatasetSettings],
+    captions: Mapping[str, float],
+    dropout: float,
+    words: str,
+) -> tuple[Dataset, ...]:
+    """One dataset for each length, from the stage's fields and its own; no settings mean the defaults for all.
+
+    Raises ConfigError unless there are settings for every dataset or none, and weights for every one or none.
+    """
+    chosen = list(settings) or [DatasetSettings()] * len(lengths)
+    if len(chosen) != len(lengths):
+        raise ConfigError(f"datasets: {len(chosen)} entries for {len(lengths)} sets of images; give one for each.")
+    if 0 < sum(entry.weight is not None for entry in chosen) < len(chosen):
+        raise ConfigError("datasets: give every one a `weight`, or none.")
+    made = []
+    for entry, length, end in zip(chosen, lengths, itertools.accumulate(lengths), strict=True):
+        trigger = words if entry.trigger_words is None else entry.trigger_words
+        mix = CaptionMix(dict(entry.captions or captions), dropout, trigger)
+        weight = None if entry.weight is None else Fraction(repr(entry.weight))
+        made.append(Dataset(end - length, end, mix, entry.repeats, weight, entry.loss_weight))
+    return tuple(made)

@@ -1,0 +1,153 @@
+"""The data fields of a train stage: what is refused, and that they reach the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from painted import paint
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from t2i.data.sources import save_records
+from t2i.errors import ConfigError, DataError
+from t2i.stages.train import Train
+
+LORA = {"type": "lora", "rank": 2}
+BASE = {"model": "m", "data_from": "caption", "captions": {"caption": 1}, "optimizer": {"learning_rate": 1e-3}}
+LOOP = {"steps": 3, "batch_size": 2, "log_every": 1}
+BUCKETS = {"step": 8, "unfit": "drop"}
+
+
+def pictures(folder: Path, name: str, sizes: list[tuple[int, int]], text: str) -> Path:
+    """Finished folder of a stage that has captioned pictures."""
+    (folder / name).mkdir(parents=True)
+    save_records(folder / name, paint(folder / f"{name}-files", sizes, text))
+    return folder / name
+
+
+def train(folder: Path, stages: list[Path], **fields: object) -> dict[str, Any]:
+    """Run a train stage on the pictures of several stages."""
+    given = {**BASE, "model": str(tiny.sd1()), "trained": LORA, "loop": LOOP, **fields}
+    stage = tiny.from_recipe(Train, {**given, "data_from": [path.name for path in stages]})
+    context = tiny.context(folder)
+    context.inputs["data_from"] = [(path.name, path) for path in stages]
+    return stage.run(context)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"buckets": {}}, "buckets: say in `resolution`"),
+        ({"buckets": {}, "resolution": 500}, "resolution: 500 is not a multiple of buckets.step, 64"),
+        ({"views": {"crops": 3}}, "views.crops: an image has one centre"),
+        ({"views": {"flip": True, "never_flip": [" "]}}, "an empty word"),
+        ({"cache": {"text": True}, "trained": {**LORA, "text_encoder": True}}, "cache.text: a text encoder is trained"),
+        (
+            {"cache": {"text": True}, "trained": {"type": "full", "components": ["text_encoder_2"]}},
+            "cache.text: a text encoder is trained",
+        ),
+        ({"datasets": [{}, {}]}, "datasets: 2 entries for 1 sets of images"),
+        ({"data_from": ["a", "b"], "datasets": [{"weight": 1}, {}]}, "every one a `weight`, or none"),
+        ({"datasets": [{"captions": {"caption": 0}}]}, "every weight of captions must be above 0"),
+        ({"datasets": [{"repeats": 0}]}, "greater than or equal to 1"),
+        ({"data_from": None, "data": []}, "at least 1 item"),
+        ({"objective": {"type": "autoencoder"}, "masks": {}}, "masks: only a denoising objective takes it"),
+        ({"objective": {"type": "autoencoder"}, "views": {"flip": True}}, "views: only a denoising objective"),
+        ({"masks": {"outside": 1.0}}, "less than 1"),
+    ],
+)
+def test_data_that_makes_no_sense_is_refused(fields: dict[str, object], complaint: str) -> None:
+    given = {name: value for name, value in {**BASE, "loop": LOOP, **fields}.items() if value is not None}
+    with pytest.raises(ValidationError, match=complaint):
+        tiny.from_recipe(Train, given)
+
+
+def test_cache_folder_changes_no_result_and_stays_out_of_the_fingerprint() -> None:
+    from t2i.config import output_fields
+
+    one, other = (tiny.from_recipe(Train, {**BASE, "loop": LOOP, "cache": {"folder": f}}) for f in ("a", "b"))
+    assert output_fields(one, lambda *_: None) == output_fields(other, lambda *_: None)
+
+
+def test_everything_together_trains(tmp_path: Path) -> None:
+    own = pictures(tmp_path, "own", [(48, 48), (60, 42), (48, 48), (60, 42), (200, 20)], "dog {}")
+    prior = pictures(tmp_path, "prior", [(48, 48), (60, 42), (42, 60), (42, 60)], "animal {}")
+    facts = train(
+        tmp_path / "train",
+        [own, prior],
+        resolution=32,
+        buckets=BUCKETS,
+        views={"flip": True, "crop": "random", "crops": 2},
+        masks={"missing": "whole"},
+        cache={"text": True, "folder": str(tmp_path / "cache")},
+        trigger_words="sks",
+        datasets=[{"repeats": 2}, {"loss_weight": 0.5, "trigger_words": ""}],
+        loop={**LOOP, "steps": 6, "workers": 1},
+    )
+    assert facts["images per bucket"] == {"24x40": 2, "32x32": 3, "40x24": 3}
+    assert [Path(name).name for name in facts["dropped"]] == ["0004.png"]
+    assert json.loads((tmp_path / "train/unfit.jsonl").read_text())["reason"] == "dropped"
+    assert facts["images"] == 9
+    texts = {len(load_file(path)["keys"]) for path in (tmp_path / "cache").glob("texts-*/*.safetensors")}
+    assert texts == {10}  # nine captions and the empty prompt
+    assert not (tmp_path / "train/latents").exists()
+
+
+def test_second_run_encodes_nothing_that_the_first_left_in_a_shared_folder(tmp_path: Path) -> None:
+    stage = pictures(tmp_path, "own", [(32, 32)] * 4, "dog {}")
+    for name in ("a", "b"):
+        train(tmp_path / name, [stage], cache={"folder": str(tmp_path / "cache")})
+        written = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+        if name == "a":
+            first = written
+    assert written == first
+    adapters = [load_file(next((tmp_path / name).rglob("*.safetensors"))) for name in ("a", "b")]
+    assert all(value.equal(adapters[1][key]) for key, value in adapters[0].items())
+
+
+def test_bucket_step_must_fit_the_model(tmp_path: Path) -> None:
+    stage = pictures(tmp_path, "own", [(48, 48)] * 2, "dog {}")
+    with pytest.raises(ConfigError, match=r"buckets\.step: 2 is not a multiple of 4"):
+        train(tmp_path / "train", [stage], resolution=32, buckets={"step": 2, "max_aspect": 1})
+
+
+def test_bucket_that_is_too_small_is_refused_before_the_model_is_looked_for(tmp_path: Path) -> None:
+    stage = pictures(tmp_path, "own", [(48, 48), (48, 48), (60, 42)], "dog {}")
+    with pytest.raises(DataError, match=r"a batch of 2 is larger than the number of images in 1 buckets: 40x24 \(1\)"):
+        train(tmp_path / "train", [stage], model="no/such-model", resolution=32, buckets=BUCKETS)
+
+
+def test_several_sources_of_one_kind_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    shapes = [{"type": "shapes", "count": 2, "captions": ["alt"], "split": split} for split in ("train", "heldout")]
+    stage = tiny.from_recipe(
+        Train,
+        {
+            "model": str(tiny.sd1()),
+            "data": shapes,
+            "captions": {"alt": 1},
+            "optimizer": {"learning_rate": 1e-3},
+            "loop": LOOP,
+            "trained": LORA,
+        },
+    )
+    facts = stage.run(tiny.context(tmp_path / "train"))
+    assert facts["images"] == 4
+    images = sorted((tmp_path / "train").rglob("*.png"))
+    assert len({path.read_bytes() for path in images}) == len(images) == 4
+
+
+def test_inspect_counts_buckets_and_names_misfits_from_headers(tmp_path: Path) -> None:
+    paint(tmp_path, [(48, 48), (60, 42), (48, 48), (60, 42), (200, 20)])
+    fields = {name: value for name, value in BASE.items() if name != "data_from"}
+    data = {"type": "folder", "path": str(tmp_path)}
+    given = {**fields, "data": data, "loop": LOOP, "resolution": 32, "buckets": BUCKETS}
+    facts = tiny.from_recipe(Train, given).inspect()
+    assert facts["images per bucket"] == {"32x32": 2, "40x24": 2}
+    assert facts["dropped"] == [str(tmp_path / "0004.png")]
+    given["buckets"] = {**BUCKETS, "unfit": "refuse"}
+    with pytest.raises(DataError, match=r"0004\.png: 200x20: an aspect above 2"):
+        tiny.from_recipe(Train, given).inspect()
