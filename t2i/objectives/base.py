@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -23,8 +22,8 @@ class LossOutput:
 class Denoiser(Protocol):
     """A denoiser with whatever adapters it carries."""
 
-    def encode(self, prompts: Sequence[str]) -> Any:
-        """Conditioning of the prompts; opaque to objectives."""
+    def encode(self, batch: DiffusionBatch) -> Any:
+        """Conditioning of the batch's prompts and sizes, cached or computed; opaque to objectives."""
         ...
 
     def __call__(self, noisy: Tensor, timesteps: Tensor, conditioning: Any) -> Tensor:
@@ -45,17 +44,31 @@ class DiffusionBatch:
     noise: Tensor
     """[B, C, h, w], standard normal."""
     uniform: Tensor
-    """[B] in [0, 1), from which the noise process takes timesteps."""
+    """[B] in [0, 1), from which timesteps are taken."""
     prompts: tuple[str, ...]
+    sizes: Tensor | None = None
+    """Original height and width, top and left of the crop in the resized image, height and width of the crop, all in
+    pixels, float32 [B, 6]; None where the family takes no sizes."""
+    conditioning: Any = None
+    """The encoded prompts, where they are cached: a `Conditioning` without sizes."""
+    weights: Tensor | None = None
+    """Weight of each example's loss, [B]; None means 1."""
+    mask: Tensor | None = None
+    """Weight of each latent position in the loss, [B, 1, h, w] in [0, 1]; None means 1."""
+    keys: tuple[int, ...] | None = None
+    """One integer per example, of its step and position alone: what `t2i.randomness.generator` is seeded with for draws
+    whose shape only the objective knows (noise offset, noise on the embeddings)."""
 
     def to(self, device: torch.device) -> DiffusionBatch:
         """The same batch with its tensors on a device."""
-        return DiffusionBatch(
-            self.latents.to(device, non_blocking=True),
-            self.noise.to(device, non_blocking=True),
-            self.uniform.to(device, non_blocking=True),
-            self.prompts,
-        )
+        return DiffusionBatch(**{field.name: _moved(getattr(self, field.name), device) for field in fields(self)})
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A tensor, or what is made of tensors, on a device; anything else as it is."""
+    if hasattr(value, "to"):
+        return value.to(device, non_blocking=True)
+    return value.map(lambda tensor: tensor.to(device, non_blocking=True)) if hasattr(value, "map") else value
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The losses, worked out by hand on a few numbers."""
+"""The losses other than denoising, worked out by hand on a few numbers."""
 
 from __future__ import annotations
 
@@ -6,64 +6,13 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
-from t2i.objectives import Autoencoder, Contrastive, Denoising
+from t2i.objectives import Autoencoder, Contrastive
 from t2i.objectives.autoencoder import kl_to_standard_normal, reconstruction_loss
-from t2i.objectives.base import DiffusionBatch, ImageBatch
+from t2i.objectives.base import ImageBatch
 from t2i.objectives.classification import classification_loss
 from t2i.objectives.contrastive import contrastive_loss
 from t2i.objectives.denoising import denoising_loss
-
-
-def test_denoising_loss_is_the_mean_squared_error_of_each_example() -> None:
-    prediction = torch.tensor([[[1.0, 2.0], [0.0, 4.0]], [[1.0, 1.0], [1.0, 1.0]]])
-    target = torch.tensor([[[0.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 3.0]]])
-    assert denoising_loss(prediction, target).tolist() == [(1 + 4 + 16) / 4, 4 / 4]
-
-
-def test_denoising_loss_is_taken_in_full_precision() -> None:
-    prediction = torch.full((1, 4096), 1.0, dtype=torch.bfloat16)
-    loss = denoising_loss(prediction, torch.full((1, 4096), 1.01, dtype=torch.float32))
-    assert loss.dtype == torch.float32
-    assert float(loss) == pytest.approx(1e-4, rel=1e-3)
-
-
-class DoublingDenoiser:
-    """Predicts twice what it is given, and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[object] = []
-
-    def encode(self, prompts: tuple[str, ...]) -> list[str]:
-        return [prompt.upper() for prompt in prompts]
-
-    def __call__(self, noisy: Tensor, timesteps: Tensor, conditioning: list[str]) -> Tensor:
-        self.asked.append((timesteps.tolist(), conditioning))
-        return 2 * noisy
-
-
-class AddingNoise:
-    """A noise process of three timesteps: noisy = latents + t * noise, target = latents - noise."""
-
-    def timesteps(self, uniform: Tensor) -> Tensor:
-        return (uniform * 3).long()
-
-    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return latents + timesteps[:, None] * noise
-
-    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return latents - noise
-
-
-def test_denoising_puts_noise_timestep_prompt_and_target_together() -> None:
-    denoiser = DoublingDenoiser()
-    latents, noise = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.5], [-1.0]])
-    batch = DiffusionBatch(latents, noise, torch.tensor([0.1, 0.9]), ("a", "b"))
-    output = Denoising()(denoiser, AddingNoise(), batch)  # pyright: ignore[reportArgumentType]
-    assert denoiser.asked == [([0, 2], ["A", "B"])]
-    # 2 * (1 + 0 * 0.5) - (1 - 0.5) and 2 * (2 + 2 * -1) - (2 + 1)
-    assert output.loss.tolist() == [1.5**2, 3.0**2]
 
 
 def test_reconstruction_loss_is_mean_absolute_plus_mean_squared_error() -> None:
