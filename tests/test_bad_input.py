@@ -230,7 +230,7 @@ TROUBLES: dict[str, Trouble] = {
     ),
     "unknown LoRA target": Trouble(
         lambda folder: "train.trained.targets=[to_q, to_w]",
-        ("LoRA targets ['to_w'] do not name layers of unet; known: ", "to_k"),
+        ("LoRA targets ['to_w'] do not name layers of unet; nearest: to_v; known: ", "to_k"),
         CAPTIONED,
     ),
     "unknown caption kind": Trouble(
@@ -249,9 +249,9 @@ TROUBLES: dict[str, Trouble] = {
     "pipeline of another kind": Trouble(
         other_pipeline, ("pipeline class 'KandinskyPipeline' is not supported; supported: ",), CAPTIONED
     ),
-    "truncated denoiser": Trouble(broken_model("unet"), ("model: cannot be loaded as StableDiffusion",), CAPTIONED),
-    "truncated text encoder": Trouble(broken_model("text_encoder"), ("model: cannot be loaded",), CAPTIONED),
-    "truncated autoencoder": Trouble(broken_model("vae"), ("model: cannot be loaded",), CAPTIONED),
+    "truncated denoiser": Trouble(broken_model("unet"), ("model.safetensors: truncated",), CAPTIONED),
+    "truncated text encoder": Trouble(broken_model("text_encoder"), ("model.safetensors: truncated",), CAPTIONED),
+    "truncated autoencoder": Trouble(broken_model("vae"), ("model.safetensors: truncated",), CAPTIONED),
     "empty prompts file": Trouble(empty_prompts, ("prompts.txt: no prompt",), TRAINED),
 }
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from t2i.config import ModelPath
-from t2i.data.sources import RECORDS_FILE, ImageSource, load_records, save_records
+from t2i.data.settings import BucketSettings, CacheSettings, DatasetSettings, MaskSettings, ViewSettings
+from t2i.data.sources import RECORDS_FILE, ImageSource, ImageSources, ShapesSource, save_records
 from t2i.objectives import AnyObjective, Classification, Contrastive, Denoising
 from t2i.stages.base import Stage, StageContext
-from t2i.training.settings import LoopSettings, LoraSettings, OptimizerSettings, Trained
+from t2i.training.settings import FullSettings, LoopSettings, LoraSettings, OptimizerSettings, Trained
 
 if TYPE_CHECKING:
-    from t2i.records import CaptionedImage
+    from t2i.data.rows import RecordTable
 
 
 class Train(Stage):
@@ -32,10 +33,14 @@ class Train(Stage):
     """Commit or tag of a hub model."""
     init: Literal["pretrained", "random"] = "pretrained"
     """`random` takes only the configs of the model and starts from fresh weights."""
-    data: ImageSource | None = None
-    """Where images come from, if not from a stage."""
-    data_from: str | None = None
-    """A caption or filter stage."""
+    data: ImageSources | None = None
+    """Where images come from, if not from a stage; one source or a list."""
+    data_from: str | tuple[str, ...] | None = None
+    """A caption or filter stage, or several."""
+    datasets: tuple[DatasetSettings, ...] = ()
+    """How each of several sources or stages is used, in their order; all images alike if empty."""
+    trigger_words: str = ""
+    """Put before every caption, with a comma between, so that the words come to mean what the images show."""
     captions: dict[str, float] = Field(default_factory=dict)
     """Caption kind -> weight; each step draws one kind per image."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
@@ -44,7 +49,15 @@ class Train(Stage):
     """Latents are drawn from the autoencoder's posterior anew at each step, or are its mode; nearly the same for the
     published autoencoders, whose posteriors are narrow."""
     resolution: int | None = Field(default=None, gt=0)
-    """Side of the square crop in pixels; the model's own size if absent."""
+    """Side of the square crop in pixels, or of the square as large as the buckets; the model's own if absent."""
+    buckets: BucketSettings | None = None
+    """Train on several aspects instead of squares; needs `resolution`."""
+    views: ViewSettings = ViewSettings()
+    """Where images are cropped, and whether they are mirrored."""
+    masks: MaskSettings | None = None
+    """Look at parts of the images only."""
+    cache: CacheSettings = CacheSettings()
+    """Where encoded images are kept, and whether captions are encoded beforehand."""
     objective: AnyObjective = Denoising()
     """The loss."""
     trained: Trained = LoraSettings()
@@ -68,18 +81,74 @@ class Train(Stage):
             raise ValueError("captions: every weight must be above 0; leave a kind out instead")
         if isinstance(self.objective, Contrastive) and self.loop.micro_batch_size not in (None, self.loop.batch_size):
             raise ValueError("the contrastive loss couples the whole batch: micro_batch_size cannot be smaller")
-        if isinstance(self.objective, Denoising) and not self.captions:
-            raise ValueError("captions: name the kinds to train on with their weights, for example {dense: 1}")
         if self.init == "random" and isinstance(self.trained, LoraSettings):
             raise ValueError("init: a LoRA over random weights is of no use; train `full` components")
+        return self
+
+    @model_validator(mode="after")
+    def _data_fits_objective(self) -> Train:
+        if not isinstance(self.objective, Denoising):
+            of_denoisers = ("datasets", "trigger_words", "buckets", "views", "masks", "cache")
+            given = [name for name in of_denoisers if getattr(self, name) != type(self).model_fields[name].default]
+            if given:
+                raise ValueError(f"{given[0]}: only a denoising objective takes it, not {self.objective.type}")
+            return self
+        if not self.captions and not all(entry.captions for entry in self.datasets or (DatasetSettings(),)):
+            raise ValueError("captions: name the kinds to train on with their weights, for example {dense: 1}")
+        if any(weight <= 0 for entry in self.datasets for weight in entry.captions.values()):
+            raise ValueError("datasets: every weight of captions must be above 0; leave a kind out instead")
+        if self.datasets and len(self.datasets) != self._sets():
+            raise ValueError(f"datasets: {len(self.datasets)} entries for {self._sets()} sets of images; one for each")
+        if 0 < sum(entry.weight is not None for entry in self.datasets) < len(self.datasets):
+            raise ValueError("datasets: give every one a `weight`, or none")
+        return self
+
+    def _sets(self) -> int:
+        given = self.data if self.data_from is None else self.data_from
+        return len(given) if isinstance(given, tuple) else 1
+
+    @model_validator(mode="after")
+    def _framing(self) -> Train:
+        if self.buckets is not None:
+            if self.resolution is None:
+                raise ValueError("buckets: say in `resolution` how large images are, in pixels of the square")
+            if self.resolution % self.buckets.step:
+                raise ValueError(
+                    f"resolution: {self.resolution} is not a multiple of buckets.step, {self.buckets.step}"
+                )
+        if self.views.crops > 1 and self.views.crop == "centre":
+            raise ValueError("views.crops: an image has one centre; set views.crop: random")
+        if self.cache.text and _trains_text_encoder(self.trained):
+            raise ValueError("cache.text: a text encoder is trained, so that its outputs cannot be made beforehand")
         return self
 
     def inspect(self) -> dict[str, JsonValue]:
         examples = self.loop.steps * self.loop.batch_size
         facts: dict[str, JsonValue] = {"steps": self.loop.steps, "examples seen": examples}
-        if self.data and self.data.type != "shapes":
-            facts |= {"images": self.data.count(), "passes": round(examples / self.data.count(), 2)}
+        sources = self._sources()
+        if sources and not any(isinstance(source, ShapesSource) for source in sources):
+            images = sum(source.count() for source in sources if not isinstance(source, ShapesSource))
+            facts |= {"images": images, "passes": round(examples / images, 2)} | self._bucket_facts()
         return facts
+
+    def _bucket_facts(self) -> dict[str, JsonValue]:
+        """Images of each bucket and the names of those that do not fit, from the headers of the images."""
+        if self.buckets is None or self.resolution is None:
+            return {}
+        import numpy as np
+
+        from t2i.data.buckets import plan_buckets
+
+        rows = [row for source in self._sources() if not isinstance(source, ShapesSource) for row in source.sizes()]
+        sizes = np.array([(width, height) for _, width, height in rows], dtype=np.int32).reshape(-1, 2)
+        plan = plan_buckets(sizes, self.resolution, self.buckets, lambda record: rows[record][0])
+        plan.check_batch(self.loop.batch_size)
+        return plan.facts()
+
+    def _sources(self) -> tuple[ImageSource, ...]:
+        if self.data is None:
+            return ()
+        return self.data if isinstance(self.data, tuple) else (self.data,)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         import shutil
@@ -88,8 +157,7 @@ class Train(Stage):
         from t2i.training.loop import fit
         from t2i.training.tasks import build_task
 
-        records = self._records(context)
-        task = build_task(self._task_settings(context, records), self.objective)
+        task = build_task(self._task_settings(context), self.objective)
         batches = KeyedBatches(
             task.examples,
             context.seed,
@@ -105,32 +173,58 @@ class Train(Stage):
             shutil.rmtree(context.folder / name, ignore_errors=True)
         return facts
 
-    def _records(self, context: StageContext) -> list[CaptionedImage]:
-        if self.data is None:
-            return load_records(context.input("data_from") / RECORDS_FILE)
-        return load_records(save_records(context.folder, self.data.materialize(context.folder, context.seed)))
+    def _tables(self, context: StageContext) -> list[RecordTable]:
+        """The rows of every source or stage; they stay on disk."""
+        from t2i.data.rows import RecordTable
+
+        if self.data_from is not None:
+            return [RecordTable(folder / RECORDS_FILE) for _, folder in context.inputs["data_from"]]
+        tables = []
+        for number, source in enumerate(self._sources()):
+            # Sources may give images the same names; the first has the stage's folder to itself.
+            folder = context.folder / f"source-{number}" if number else context.folder
+            folder.mkdir(exist_ok=True)
+            tables.append(RecordTable(save_records(folder, source.read(folder, context.seed))))
+        return tables
 
     def _share_of_batch(self) -> int:
         from accelerate import PartialState
 
         return max(1, self.loop.batch_size // PartialState().num_processes)
 
-    def _task_settings(self, context: StageContext, records: list[CaptionedImage]) -> Any:
+    def _task_settings(self, context: StageContext) -> Any:
         from t2i.data.captions import CaptionMix
+        from t2i.data.diffusion import make_datasets
+        from t2i.data.rows import JoinedRecords
         from t2i.training.outputs import MODEL_FOLDER
         from t2i.training.tasks import TaskSettings
 
         model = str(context.input("model_from") / MODEL_FOLDER) if self.model_from else self.model
+        tables = self._tables(context)
+        lengths = [len(table) for table in tables]
+        mix = CaptionMix(dict(self.captions), self.caption_dropout, self.trigger_words) if self.captions else None
         return TaskSettings(
             model=model or "",
             revision=self.revision,
             random_seed=context.seed if self.init == "random" else None,
             trained=self.trained,
-            mix=CaptionMix(dict(self.captions), self.caption_dropout) if self.captions else None,
+            mix=mix,
             resolution=self.resolution,
             posterior=self.posterior,
-            records=records,
+            records=tables[0] if len(tables) == 1 else JoinedRecords(tables),
             seed=context.seed,
             folder=context.folder,
             encode_batch_size=self.encode_batch_size,
+            datasets=make_datasets(lengths, self.datasets, self.captions, self.caption_dropout, self.trigger_words),
+            buckets=self.buckets,
+            views=self.views,
+            masks=self.masks,
+            cache=self.cache,
+            batch_size=self.loop.batch_size,
         )
+
+
+def _trains_text_encoder(trained: LoraSettings | FullSettings) -> bool:
+    if isinstance(trained, LoraSettings):
+        return trained.text_encoder
+    return any(name.startswith("text_encoder") for name in trained.components)

@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -14,6 +16,9 @@ from t2i.errors import RunError
 from t2i.records import write_tensors, write_text
 
 PREFIX = "step-"
+_GROUP_STATE = frozenset({"d", "d_max", "d_numerator", "d_denom", "d_hat", "k"})
+"""What Prodigy changes in its groups."""
+_NUMBERS: dict[type, torch.dtype] = {int: torch.int64, float: torch.float64}
 
 
 def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], *, keep: int) -> Path:
@@ -67,16 +72,50 @@ def read_newest(folder: Path) -> tuple[int, dict[str, dict[str, Tensor]]] | None
 
 
 def optimizer_tensors(optimizer: Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """The optimizer's state as `<parameter name>/<slot>`; names in the order of its parameters."""
-    state = optimizer.state_dict()["state"]
-    return {f"{names[index]}/{slot}": value for index, slots in state.items() for slot, value in slots.items()}
+    """The optimizer's state as `<parameter name>/<slot>`; names in the order of its parameters.
+
+    Numbers become tensors under `<slot>:int` and `<slot>:float`. What an optimizer keeps per group, as Prodigy does its
+    estimate of the step size, stands under `[<group>]/<slot>`.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    tensors: dict[str, Tensor] = {}
+    # Its state_dict() is no use here: that of bitsandbytes hides its tensors one level deeper.
+    for name, parameter in zip(names, parameters, strict=True):
+        for slot, value in optimizer.state.get(parameter, {}).items():
+            tensors |= _as_tensor(f"{name}/{slot}", value)
+    for number, group in enumerate(optimizer.param_groups):
+        for slot in _GROUP_STATE & group.keys():
+            tensors |= _as_tensor(f"[{number}]/{slot}", group[slot])
+    return _unshared(tensors)
 
 
 def restore_optimizer(optimizer: Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
     """Inverse of `optimizer_tensors` on an optimizer with the same parameters."""
-    index = {name: number for number, name in enumerate(names)}
-    state: dict[int, dict[str, Tensor]] = {}
+    keys = {name: number for number, name in enumerate(names)}
+    state: dict[int, dict[str, Any]] = {}
+    groups = optimizer.state_dict()["param_groups"]
+    targets = {f"[{number}]": group for number, group in enumerate(groups)}
+    for key, tensor in tensors.items():
+        owner, _, slot = key.rpartition("/")
+        slot, _, kind = slot.partition(":")
+        target = targets[owner] if owner in targets else state.setdefault(keys[owner], {})
+        target[slot] = tensor.item() if kind else tensor
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _as_tensor(key: str, value: Any) -> dict[str, Tensor]:
+    """A value and its key; a number keeps every bit."""
+    if isinstance(value, Tensor):
+        return {key: value.detach()}
+    return {f"{key}:{type(value).__name__}": torch.tensor(value, dtype=_NUMBERS[type(value)])}
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With copies of tensors that share memory, as constants of bitsandbytes do: safetensors refuses to write those."""
+    seen: set[int] = set()
+    result: dict[str, Tensor] = {}
     for key, value in tensors.items():
-        name, _, slot = key.rpartition("/")
-        state.setdefault(index[name], {})[slot] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        pointer = value.untyped_storage().data_ptr()
+        result[key] = value.clone() if pointer in seen else value
+        seen.add(pointer)
+    return result

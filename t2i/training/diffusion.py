@@ -26,9 +26,11 @@ class FamilyDenoiser:
     def __init__(self, family: ModelFamily, adapted: dict[str, nn.Module]) -> None:
         self.family, self.adapted = family, adapted
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of the prompts, through the text encoders' adapters if these are on."""
-        return self.family.encode_prompts(prompts)
+    def encode(self, batch: DiffusionBatch) -> Conditioning:
+        """Conditioning of the batch: as cached, or through the text encoders and their adapters if these are on."""
+        cached: Conditioning | None = batch.conditioning
+        conditioning = self.family.encode_prompts(batch.prompts) if cached is None else cached
+        return conditioning.with_sizes(batch.sizes)
 
     def __call__(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         return self.family.predict(noisy, timesteps, conditioning)
@@ -61,15 +63,20 @@ def diffusion_trainable(
     family: ModelFamily, objective: Denoising, settings: LoraSettings | FullSettings, seed: int
 ) -> tuple[Trainable, dict[str, nn.Module]]:
     """Prepare a family for training. Returns what the loop trains, and the trained components by name."""
-    if isinstance(settings, LoraSettings):
-        components = lora.inject(family, settings, seed)
-        adapted, rate = components, settings.text_encoder_learning_rate
-    else:
-        components, adapted, rate = _unfreeze(family, settings.components), {}, None
-    module = DiffusionModule(family, objective, components, adapted)
-    text_encoders = [name for name in components if name in family.facts.text_encoders]
-    rates = {f"components.{name}.": rate for name in text_encoders} if rate else {}
-    return Trainable(module, rates, lambda batch: _check_first_batch(module, adapted, batch)), components
+    if not isinstance(settings, LoraSettings):
+        components = _unfreeze(family, settings.components)
+        module = DiffusionModule(family, objective, components, {})
+        return Trainable(module, check=lambda batch: _check_first_batch(module, {}, batch)), components
+    adapted = lora.inject(family, settings, seed)
+    module = DiffusionModule(family, objective, adapted, adapted)
+    own_rates = lora.learning_rates(adapted, family.facts, settings)
+    trainable = Trainable(
+        module,
+        {f"components.{prefix}": rate for prefix, rate in own_rates.items()},
+        lambda batch: _check_first_batch(module, adapted, batch),
+        {".lora_B.": settings.b_learning_rate_ratio},
+    )
+    return trainable, adapted
 
 
 def _unfreeze(family: ModelFamily, names: Sequence[str]) -> dict[str, nn.Module]:

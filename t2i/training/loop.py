@@ -22,6 +22,7 @@ from t2i.objectives.base import LossOutput
 from t2i.randomness import derive_key
 from t2i.training.checkpoint import optimizer_tensors, read_newest, restore_optimizer, write_checkpoint
 from t2i.training.log import MetricsLog
+from t2i.training.optim import build_optimizer
 from t2i.training.settings import LoopSettings, OptimizerSettings, ema_decay_at, learning_rate_factor
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Trainable:
     """Prefix of parameter names -> learning rate, where it is not the optimizer's."""
     check: Callable[[Any], None] | None = None
     """Looks at the first batch before step 0 and raises RunError if something is wrong."""
+    learning_rate_ratios: dict[str, float] = field(default_factory=dict)
+    """Part of a parameter's name -> factor on its learning rate."""
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name."""
@@ -133,15 +136,10 @@ class _Run:
             raise ConfigError("nothing to train: no parameter asks for a gradient.")
         self.accelerator = _accelerator()
         self.micro_steps = micro_steps(settings, self.accelerator.num_processes)
-        groups, self.names = self._groups()
-        self.base_rates = [group["lr"] for group in groups]
-        optimizer = torch.optim.AdamW(
-            groups,
-            betas=optimizer_settings.betas,
-            eps=optimizer_settings.epsilon,
-            weight_decay=optimizer_settings.weight_decay,
-            fused=True,
+        optimizer, self.names = build_optimizer(
+            self.parameters, trainable.learning_rates, optimizer_settings, ratios=trainable.learning_rate_ratios
         )
+        self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.module, self.optimizer = self.accelerator.prepare(trainable.module, optimizer)
         self.device = self.accelerator.device
         self.ema = None if settings.ema_decay is None else {n: p.detach().clone() for n, p in self.parameters.items()}
@@ -151,15 +149,6 @@ class _Run:
         self.summed_steps = 0
         self.waited = 0.0
         self.window_began = time.perf_counter()
-
-    def _groups(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """Optimizer groups by learning rate, and parameter names in the optimizer's order."""
-        by_rate: dict[float, list[str]] = {}
-        for name in self.parameters:
-            rates = [rate for prefix, rate in self.trainable.learning_rates.items() if name.startswith(prefix)]
-            by_rate.setdefault(rates[0] if rates else self.optimizer_settings.learning_rate, []).append(name)
-        groups = [{"params": [self.parameters[n] for n in names], "lr": rate} for rate, names in by_rate.items()]
-        return groups, [name for names in by_rate.values() for name in names]
 
     def resume(self) -> int:
         """Restore the newest checkpoint; returns the number of steps done."""

@@ -3,27 +3,80 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from t2i.config import FrozenModel, speed_only
+
+
+class LoraModules(FrozenModel):
+    """Modules of the denoiser whose adapters have values of their own."""
+
+    match: str = Field(min_length=1)
+    """Regular expression over module paths, from their beginning or from behind one of their dots to their end:
+    `to_q`, `mid_block.*`, `transformer_blocks.[0-3].ff.net.2`. Layers it matches are adapted, in `targets` or not."""
+    rank: int | None = Field(default=None, ge=1, le=1024)
+    """Width of these adapters; the LoRA's `rank` if absent."""
+    alpha: float | None = Field(default=None, gt=0)
+    """Alpha of these adapters; the LoRA's `alpha` if absent, or else their rank."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Learning rate of these adapters; the optimizer's if absent."""
+
+    @field_validator("match")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return value
 
 
 class LoraSettings(FrozenModel):
     """Train low-rank adapters; the model itself stays frozen."""
 
     type: Literal["lora"] = "lora"
+    variant: Literal["lora", "rslora", "dora"] = "lora"
+    """`rslora`: strength alpha / sqrt(rank), for high ranks. `dora`: train the magnitude of each output as well; it is
+    slower, and few tools besides diffusers read its files."""
     rank: int = Field(default=16, ge=1, le=1024)
     """Width of the adapter; 4 to 32 for a style or subject, more for broad changes."""
     alpha: float | None = Field(default=None, gt=0)
-    """Strength is alpha / rank; equal to the rank if absent, so that strength is 1."""
-    targets: tuple[str, ...] = ()
-    """Suffixes of denoiser modules to adapt; the family's attention projections if empty."""
+    """Strength is alpha / rank; equal to the rank if absent, so that strength is 1. With rslora, strength is
+    alpha / sqrt(rank), and alpha must be given."""
+    targets: tuple[str, ...] | None = None
+    """Suffixes of denoiser modules to adapt; the family's attention projections if absent."""
+    modules: tuple[LoraModules, ...] = ()
+    """Modules to adapt with a rank, alpha or learning rate of their own. No two may match the same layer."""
     text_encoder: bool = False
-    """Adapt the text encoders' attention too."""
+    """Adapt the text encoders' attention too (CLIP's; a T5 stays as it is)."""
+    text_encoder_rank: int | None = Field(default=None, ge=1, le=1024)
+    """Width of the text encoders' adapters; `rank` if absent."""
+    text_encoder_alpha: float | None = Field(default=None, gt=0)
+    """Alpha of the text encoders' adapters; `alpha` if absent, or else their rank."""
     text_encoder_learning_rate: float | None = Field(default=None, gt=0)
     """Learning rate of the text encoders' adapters; that of the denoiser if absent."""
+    b_learning_rate_ratio: float = Field(default=1.0, ge=1)
+    """Learning rate of B over that of A (LoRA+, Hayou et al. 2024, arXiv:2402.12354); its authors advise about 16, with
+    a lower learning rate."""
+    base_bits: Literal[4, 8] | None = None
+    """Hold the denoiser's linear layers in so many bits while training, to save memory; needs bitsandbytes."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LoraSettings:
+        if self.variant == "rslora" and self.alpha is None:
+            raise ValueError("alpha: rslora needs one (16 is usual); strength is alpha / sqrt(rank)")
+        if self.variant == "dora" and self.base_bits is not None:
+            raise ValueError("base_bits: DoRA trains the norms of the exact weights; use variant lora or rslora")
+        if self.targets == () and not self.modules and not self.text_encoder:
+            raise ValueError("targets: empty, and neither modules nor text_encoder: there is nothing to adapt")
+        own = {"text_encoder_rank", "text_encoder_alpha", "text_encoder_learning_rate"}
+        given = sorted(name for name in own if getattr(self, name) is not None)
+        if given and not self.text_encoder:
+            raise ValueError(f"{given[0]}: has no effect without text_encoder: true")
+        return self
 
 
 class FullSettings(FrozenModel):
@@ -38,10 +91,14 @@ Trained = Annotated[LoraSettings | FullSettings, Field(discriminator="type")]
 
 
 class OptimizerSettings(FrozenModel):
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) and its learning-rate schedule."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) or a relative of it, and its learning-rate schedule."""
 
+    type: Literal["adamw", "adamw_8bit", "prodigy"] = "adamw"
+    """`adamw_8bit`: the two moments of large tensors in 8 bits (Dettmers et al. 2022, arXiv:2110.02861), by
+    bitsandbytes. `prodigy`: finds the step size by itself (Mishchenko & Defazio 2024, arXiv:2306.06101), by prodigyopt,
+    with a synchronisation per tensor and step."""
     learning_rate: float = Field(gt=0)
-    """Peak learning rate: 1e-4 is usual for LoRA, 1e-5 for full fine-tuning."""
+    """Peak learning rate: 1e-4 is usual for LoRA, 1e-5 for full fine-tuning, 1 for prodigy, where it is a factor."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the running mean of the gradient and of its square."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -54,6 +111,14 @@ class OptimizerSettings(FrozenModel):
     """Linear rise of the learning rate from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the learning rate after the warm-up; linear and cosine end at 0."""
+
+    @model_validator(mode="after")
+    def _rate_is_a_factor(self) -> OptimizerSettings:
+        if self.type == "prodigy" and self.learning_rate < 0.01:
+            raise ValueError(
+                f"learning_rate: prodigy multiplies its own estimate by it; 1 is usual, not {self.learning_rate}"
+            )
+        return self
 
 
 class LoopSettings(FrozenModel):
@@ -84,6 +149,17 @@ class LoopSettings(FrozenModel):
             both = f"batch_size {self.batch_size}, micro_batch_size {self.micro_batch_size}"
             raise ValueError(f"{both}: the batch must be a multiple of its portions")
         return self
+
+
+def check_rates(trained: LoraSettings | FullSettings, optimizer: OptimizerSettings) -> None:
+    """Raise ValueError for learning rates that an optimizer cannot tell apart."""
+    if optimizer.type != "prodigy" or not isinstance(trained, LoraSettings):
+        return
+    own = trained.text_encoder_learning_rate is not None or any(rule.learning_rate for rule in trained.modules)
+    if own or trained.b_learning_rate_ratio != 1:
+        raise ValueError(
+            "trained: prodigy has one learning rate for all; remove the other rates and ratios, or use adamw"
+        )
 
 
 def learning_rate_factor(settings: OptimizerSettings, step: int, steps: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,8 +14,10 @@ from torch import nn
 
 from t2i import lora
 from t2i.data.captions import CaptionMix
-from t2i.data.encode import encode_records, load_pixels
-from t2i.data.examples import ImageExamples, LatentExamples
+from t2i.data.diffusion import DiffusionData, count_truncated
+from t2i.data.encode import load_pixels
+from t2i.data.examples import Dataset, ImageExamples
+from t2i.data.settings import BucketSettings, CacheSettings, MaskSettings, ViewSettings
 from t2i.errors import ConfigError
 from t2i.families.loading import load_family, locate_checkpoint
 from t2i.objectives import Autoencoder, Classification, Contrastive, Denoising
@@ -44,6 +46,14 @@ class TaskSettings:
     seed: int
     folder: Path
     encode_batch_size: int
+    datasets: tuple[Dataset, ...] = ()
+    """The parts of the records and how each is used; all of them with `mix` if empty."""
+    buckets: BucketSettings | None = None
+    views: ViewSettings = ViewSettings()  # noqa: RUF009 (frozen)
+    masks: MaskSettings | None = None
+    cache: CacheSettings = CacheSettings()  # noqa: RUF009
+    batch_size: int = 1
+    """Examples of a step: no bucket may hold fewer images."""
 
 
 class Task(Protocol):
@@ -67,33 +77,40 @@ class DiffusionTask:
     def __init__(self, settings: TaskSettings, objective: Denoising) -> None:
         if settings.mix is None:
             raise ConfigError("captions: a denoiser needs captions to train on, for example {alt: 1}.")
-        settings.mix.check(settings.records)
-        self.settings = settings
+        self.settings, self.data = settings, _diffusion_data(settings, settings.mix)
+        self.data.check_captions()
+        # Before the model is loaded, where the recipe says how large images are.
+        plan = self.data.plan(settings.resolution) if settings.resolution else None
         self.family = load_family(settings.model, revision=settings.revision, random_seed=settings.random_seed)
         lora.freeze(self.family)
-        resolution = checked_resolution(self.family, settings.resolution)
+        self.resolution = checked_resolution(self.family, settings.resolution)
+        check_bucket_step(self.family, settings.buckets)
         if torch.cuda.is_available():
             self.family.pipeline.to("cuda")
         # Before the images are encoded, which may take hours: a target that does not exist ends the run here.
         self.trainable, self.components = diffusion_trainable(self.family, objective, settings.trained, settings.seed)
-        store = encode_records(
-            self.family,
-            settings.records,
-            resolution,
-            settings.folder / "latents",
-            batch_size=settings.encode_batch_size,
-        )
-        self.examples = LatentExamples(settings.records, store, settings.mix, settings.seed, settings.posterior)
-        self.resolution = resolution
+        check_nothing_cached_is_trained(self.family, self.components, settings.cache)
+        self.plan = plan or self.data.plan(self.resolution)
+        self.examples = self.data.encode(self.family, self.plan, settings.folder)
+        self._release_encoders()
+
+    def _release_encoders(self) -> None:
+        """Move what training does not call from the device to the host, once its outputs are cached."""
+        facts = self.family.facts
+        unused = ["vae", *(facts.text_encoders if self.settings.cache.text else ())]
+        for name in unused:
+            module = self.family.pipeline.components.get(name)
+            if isinstance(module, nn.Module):
+                module.to("cpu")
 
     def facts(self) -> dict[str, Any]:
-        prompts = [caption.text for row in self.settings.records for caption in row.captions]
         return {
             "family": self.family.facts.name,
             "images": len(self.settings.records),
             "resolution": self.resolution,
+            **(self.plan.facts() if self.settings.buckets else {}),
             "trained_parameters": sum(value.numel() for value in self.trainable.parameters().values()),
-            "captions_longer_than_the_text_encoder": self.family.count_truncated(prompts),
+            "captions_longer_than_the_text_encoder": count_truncated(self.family, self.data.texts()),
         }
 
     def save(self, metadata: dict[str, str]) -> dict[str, Any]:
@@ -244,13 +261,46 @@ def build_task(settings: TaskSettings, objective: Denoising | Autoencoder | Cont
     return ClassificationTask(settings, objective)
 
 
+def _diffusion_data(settings: TaskSettings, mix: CaptionMix) -> DiffusionData:
+    return DiffusionData(
+        settings.records,
+        settings.datasets or (Dataset(0, len(settings.records), mix),),
+        settings.seed,
+        settings.buckets,
+        settings.views,
+        settings.masks,
+        settings.cache,
+        settings.posterior,
+        settings.batch_size,
+        settings.encode_batch_size,
+    )
+
+
 def checked_resolution(family: Any, resolution: int | None) -> int:
     """The recipe's resolution, or the model's own. Raises ConfigError unless the model can take it."""
-    own = family.pipeline.unet.config.sample_size * family.pipeline.vae_scale_factor
-    chosen = resolution or own
+    chosen = resolution or family.default_size
     if chosen % family.pixel_multiple:
         raise ConfigError(f"resolution: {chosen} is not a multiple of {family.pixel_multiple}, which this model needs.")
     return chosen
+
+
+def check_bucket_step(family: Any, buckets: BucketSettings | None) -> None:
+    """Raise ConfigError unless the model can take images of every bucket."""
+    if buckets and buckets.step % family.pixel_multiple:
+        needed = family.pixel_multiple
+        raise ConfigError(f"buckets.step: {buckets.step} is not a multiple of {needed}, which this model needs.")
+
+
+def check_nothing_cached_is_trained(family: Any, components: Mapping[str, nn.Module], cache: CacheSettings) -> None:
+    """Raise ConfigError for a component that would be trained although its outputs were computed beforehand."""
+    if "vae" in components:
+        raise ConfigError("trained.components: vae: a denoiser sees latents made beforehand, so this trains nothing.")
+    encoders = [name for name in components if name in family.facts.text_encoders]
+    if cache.text and encoders:
+        raise ConfigError(
+            f"cache.text: {', '.join(encoders)} is trained, so its outputs change with every step and cannot be "
+            "cached. Leave cache.text off, or train no text encoder."
+        )
 
 
 def save_pipeline(pipeline: Any, folder: Path) -> dict[str, Any]:
