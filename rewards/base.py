@@ -1,14 +1,16 @@
 """What a scorer is, what an image is to all of them, and the checks that every scorer shares.
 
-A new scorer implements `Reward` and nothing else is required. `TextLimited`, `Fingerprinted` and `DifferentiableReward`
-are further promises: counting of cut prompts, caching, and gradients.
+A new scorer implements `Reward` and nothing else is required. `TextLimited`, `Fingerprinted`, `DifferentiableReward`,
+`Described` and `EmbeddingReward` are further promises: counting of cut prompts, caching, gradients, a card that says
+what the numbers are, and an image encoding that several scorers can share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +22,17 @@ from rewards.images import ImageLike, open_image
 if TYPE_CHECKING:
     import torch
 
+    from rewards.clip_encoder import ClipEncoder
+
 __all__ = [
+    "Described",
     "DifferentiableReward",
+    "EmbeddingReward",
     "Fingerprinted",
     "ImageLike",
+    "Preprocessing",
     "Reward",
+    "ScorerCard",
     "Scores1D",
     "TextLimited",
     "check_prompts",
@@ -108,6 +116,77 @@ class Fingerprinted(Protocol):
 
     def fingerprint(self) -> Mapping[str, str]:
         """Everything a value depends on beside image and prompt: name, version, weights' hash, options, libraries."""
+        ...
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to an upright 8-bit RGB image before a model sees it."""
+
+    resize: str
+    """Which side to which size, and by which filter."""
+    antialias: bool
+    crop: str
+    """What is cut off or padded, and how half a pixel is rounded."""
+    normalise: str
+    backend: Literal["PIL", "torch"] = "PIL"
+    """What resizes: pinned, since backends differ by some levels per pixel."""
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class ScorerCard:
+    """What a scorer's numbers are and where they come from. Everything that depends on weights is about `weights`."""
+
+    name: str
+    version: str
+    weights: str | None
+    """Hub id, file or folder; None for a formula."""
+    revision: str | None
+    """Commit or hash of `weights`; None for a local folder or one that is not pinned."""
+    licence: str
+    """Of the weights; "unknown" for weights that are not the published ones."""
+    scale: str
+    low: float | None
+    """Smallest value that is possible; None if there is no bound."""
+    high: float | None
+    token_limit: int | None
+    """Tokens of a prompt that are read, special tokens included; None where no prompt is read or by other weights."""
+    preprocessing: Preprocessing | None
+    """None for a formula on the pixels as they are."""
+    needs_prompt: bool
+    differentiable: bool
+    higher_is_better: bool
+    trained_on: str
+    key_map: Literal["none", "verified", "unverified"] = "none"
+    """Whether weights are renamed for transformers, and whether that was checked on the published file's key list."""
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A scorer with a card. Reading it opens and downloads nothing."""
+
+    @property
+    def card(self) -> ScorerCard:
+        """What the scorer is."""
+        ...
+
+
+@runtime_checkable
+class EmbeddingReward(Reward, Protocol):
+    """A head on the image embeddings of a CLIP encoder, which other heads may use as well."""
+
+    @property
+    def encoder(self) -> ClipEncoder:
+        """The encoder whose image embeddings `score_embeddings` takes."""
+        ...
+
+    def use_encoder(self, encoder: ClipEncoder) -> None:
+        """Take another encoder object, equal to one's own, so that the model is opened once. Changes no score."""
+        ...
+
+    def score_embeddings(self, embeddings: torch.Tensor, prompts: Sequence[str] | None = None) -> torch.Tensor:
+        """Score [B, D] image embeddings, of any length, on the scorer's device. Returns [B] float32 with gradient."""
         ...
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rewards.base import ImageLike, Scores1D, check_scores, open_batch
+from rewards.base import ImageLike, ScorerCard, Scores1D, check_scores, open_batch
 from rewards.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,6 +56,28 @@ class _Control:
     needs_prompt: ClassVar[bool] = False
     differentiable: ClassVar[bool] = False
     higher_is_better: ClassVar[bool] = True
+    low: ClassVar[float] = 0.0
+    high: ClassVar[float | None] = 1.0
+
+    @property
+    def card(self) -> ScorerCard:
+        """What the scorer is: a formula on the pixels as they are."""
+        return ScorerCard(
+            name=self.name,
+            version=self.version,
+            weights=None,
+            revision=None,
+            licence="none needed: a formula",
+            scale=self.scale,
+            low=self.low,
+            high=self.high,
+            token_limit=None,
+            preprocessing=None,
+            needs_prompt=self.needs_prompt,
+            differentiable=self.differentiable,
+            higher_is_better=self.higher_is_better,
+            trained_on="nothing",
+        )
 
     def fingerprint(self) -> dict[str, str]:
         """Name and version: the formula is all there is. Decoding depends on Pillow."""
@@ -68,6 +90,7 @@ class JpegSize(_Control):
 
     name = "jpeg_size"
     scale = "size as JPEG of quality 95 (4:2:0) in units of 1000 bytes, above 0"
+    high = None
 
     def score(self, images: Sequence[ImageLike], prompts: Sequence[str] | None = None) -> Scores1D:
         """Score B images; prompts are ignored. Returns [B] kilobytes."""
@@ -134,6 +157,7 @@ class Sharpness(_Control):
 
     name = "sharpness"
     scale = "variance of the Laplacian of luma in 0..255 units, 0 (flat) and up"
+    high = None
     differentiable = True
 
     def score(self, images: Sequence[ImageLike], prompts: Sequence[str] | None = None) -> Scores1D:

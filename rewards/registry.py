@@ -16,12 +16,22 @@ RewardSpec: TypeAlias = str | Mapping[str, object]
 """A registered name, "module:Class", or either as {"name": ..., option: value, ...}."""
 
 _REGISTRY = {
+    "aesthetic": "rewards.aesthetic:Aesthetic",
+    "aesthetic_v1": "rewards.aesthetic:AestheticV1",
     "blank": "rewards.controls:Blank",
     "brightness": "rewards.controls:Brightness",
+    "clip_iqa": "rewards.clip_iqa:ClipIqa",
     "clip_score": "rewards.clip_score:ClipScore",
+    "dsg": "rewards.faithfulness.dsg:Dsg",
+    "hpsv2": "rewards.hpsv2:HpsV2",
+    "image_reward": "rewards.image_reward:ImageReward",
     "jpeg_size": "rewards.controls:JpegSize",
+    "pickscore": "rewards.pickscore:PickScore",
+    "pn_vqa": "rewards.faithfulness.pn_vqa:PnVqa",
     "saturation": "rewards.controls:Saturation",
     "sharpness": "rewards.controls:Sharpness",
+    "tifa": "rewards.faithfulness.tifa:Tifa",
+    "vqascore": "rewards.faithfulness.vqascore:VqaScore",
 }
 
 _ATTRIBUTES = ("name", "version", "scale", "needs_prompt", "differentiable", "higher_is_better", "score")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from rewards.base import Fingerprinted, ImageLike, Reward, Scores1D, TextLimited, check_prompts, check_scores
+from rewards.base import Described, Fingerprinted, ImageLike, Reward, Scores1D, TextLimited, check_prompts, check_scores
 from rewards.cache import ScoreCache, image_digest, score_key
 from rewards.errors import ImageError, InputError
 from rewards.images import open_image
 from rewards.registry import RewardSpec, load
+from rewards.sharing import SharedEncodings, share_encoders
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,9 @@ def score_each(
         if store is not None:
             _look_up(batch, scorers, fingerprints, store)
         _decode(batch, scorers)
+        encodings = SharedEncodings()
         for scorer in scorers:
-            _score_batch(scorer, batch, fingerprints.get(scorer.name), store)
+            _score_batch(scorer, batch, encodings, fingerprints.get(scorer.name), store)
         yield from (ScoredImage(item.label, item.prompt, item.scores, item.problem) for item in batch)
 
 
@@ -175,14 +177,18 @@ def _decode(batch: list[_Item], scorers: Sequence[Reward]) -> None:
 
 
 def _score_batch(
-    scorer: Reward, batch: list[_Item], fingerprint: Mapping[str, str] | None, store: ScoreCache | None
+    scorer: Reward,
+    batch: list[_Item],
+    encodings: SharedEncodings,
+    fingerprint: Mapping[str, str] | None,
+    store: ScoreCache | None,
 ) -> None:
     todo = [item for item in batch if item.lacks(scorer)]
     if not todo:
         return
     pixels = [item.pixels for item in todo if item.pixels is not None]
     prompts = [item.prompt for item in todo if item.prompt is not None] if scorer.needs_prompt else None
-    values = check_scores(scorer.name, scorer.score(pixels, prompts), len(todo))
+    values = check_scores(scorer.name, encodings.score(scorer, pixels, prompts), len(todo))
     for item, value in zip(todo, values, strict=True):
         item.scores[scorer.name] = float(value)
     if store is not None and fingerprint is not None:
@@ -198,6 +204,7 @@ def load_all(rewards: Sequence[Reward | RewardSpec], device: str = "cpu") -> lis
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"scorer {twice!r} is there twice; scores are kept by name, so score once for each.")
+    share_encoders(scorers)
     return scorers
 
 
@@ -207,7 +214,7 @@ def count_truncated(scorers: Sequence[Reward], prompts: Sequence[str]) -> dict[s
 
 
 def describe(scorer: Reward) -> dict[str, object]:
-    """What a score by this scorer is, JSON-ready: name, version, scale, direction and, if any, its fingerprint."""
+    """What a score by this scorer is, JSON-ready: name, version, scale, direction; card and fingerprint if any."""
     facts: dict[str, object] = {
         "name": scorer.name,
         "version": scorer.version,
@@ -215,6 +222,8 @@ def describe(scorer: Reward) -> dict[str, object]:
         "needs_prompt": scorer.needs_prompt,
         "higher_is_better": scorer.higher_is_better,
     }
+    if isinstance(scorer, Described):
+        facts["card"] = asdict(scorer.card)
     if isinstance(scorer, Fingerprinted):
         facts["fingerprint"] = dict(scorer.fingerprint())
     return facts

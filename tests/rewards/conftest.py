@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_scorers
 from PIL import Image
 
 WORDS = ("a", "photo", "of", "red", "blue", "cat", "dog", "big")
@@ -74,3 +75,29 @@ def images(make_image: Callable[..., Image.Image]) -> list[Image.Image]:
 def prompts() -> list[str]:
     """A prompt for each of `images`; the fourth is longer than 16 tokens."""
     return ["a cat", "a dog", "red", "a big red photo of a dog and of a cat", "blue", "", "a cat"]
+
+
+@pytest.fixture(scope="session")
+def tiny_siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a SiglipModel with random weights: 32 px images, 12 tokens, one a letter."""
+    return tiny_scorers.write_siglip(tmp_path_factory.mktemp("tiny_siglip"))
+
+
+@pytest.fixture(scope="session")
+def scorer_options(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
+    """Registered name -> options that make the scorer with a tiny random checkpoint; only scorers that have weights."""
+    folder = tmp_path_factory.mktemp("tiny_scorers")
+    head = str(tiny_scorers.write_aesthetic_head(folder / "head.pth"))
+    tiny_scorers.write_open_clip(folder / "hps.pt", tiny_clip)
+    tiny_scorers.write_image_reward(folder)
+    bert = tiny_scorers.write_bert_tokenizer(folder / "bert")
+    clip = {"model": str(tiny_clip), "batch_size": 3}
+    return {
+        "aesthetic": clip | {"head": head},
+        "aesthetic_v1": clip | {"head": head},
+        "clip_iqa": clip,
+        "clip_score": clip,
+        "hpsv2": {"model": str(folder / "hps.pt"), "base": str(tiny_clip), "batch_size": 3},
+        "image_reward": {"model": str(folder), "tokenizer": str(bert), "batch_size": 3},
+        "pickscore": clip,
+    }

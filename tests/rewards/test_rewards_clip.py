@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, SiglipImageProcessorPil, SiglipModel
 
 from rewards.clip_score import ClipScore
 from rewards.errors import InputError, ModelError
@@ -120,6 +120,53 @@ def test_preprocessing_that_is_not_rebuilt_is_refused(tmp_path: Path):
         read_preprocessor(tmp_path)
 
 
+def test_values_are_those_of_transformers_own_processors(tiny_clip: Path, tiny_siglip: Path, images: list):
+    for folder, processor, kind in (
+        (tiny_clip, CLIPImageProcessorPil.from_pretrained(tiny_clip), "clip"),
+        (tiny_siglip, SiglipImageProcessorPil.from_pretrained(tiny_siglip), "siglip"),
+    ):
+        expected = processor(images=list(images), return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(read_preprocessor(folder, kind).from_images(images), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", ["cosine_x100", "probability"])
+def test_siglip_scores_equal_the_models_own_output(tiny_siglip: Path, images: list, scale: str):
+    texts = ["cat", "dog", "a big red photo of a dog", "", "blue", "x", "cat"]
+    model = SiglipModel.from_pretrained(tiny_siglip).eval()
+    processor = SiglipImageProcessorPil.from_pretrained(tiny_siglip)
+    expected = []
+    for image, text in zip(images, texts, strict=True):
+        # By hand: letters of the fixture's vocabulary, spaces unknown, end token kept, padded to all 12 positions.
+        letters = [3 + ord(letter) - ord("a") if letter != " " else 2 for letter in text]
+        ids = [*letters[:11], 1]
+        tokens = torch.tensor([ids + [0] * (12 - len(ids))])
+        pixels = processor(images=[image], return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            output = model(input_ids=tokens, pixel_values=pixels)
+        cosine = torch.nn.functional.cosine_similarity(output.text_embeds, output.image_embeds).item()
+        probability = torch.sigmoid(output.logits_per_image).item()
+        expected.append(100 * cosine if scale == "cosine_x100" else probability)
+    scorer = ClipScore(str(tiny_siglip), scale=scale)
+    np.testing.assert_allclose(scorer.score(images, texts), expected, rtol=1e-4, atol=1e-5)
+    assert np.ptp(expected) > 0.05 * np.abs(expected).max()
+    assert scorer.token_limit == 12
+    assert scorer.count_truncated(texts) == 1
+
+
+def test_clip_has_no_siglip_probability(tiny_clip: Path, images: list):
+    with pytest.raises(ModelError, match="expected a SigLIP model"):
+        ClipScore(str(tiny_clip), scale="probability").score(images[:1], ["a"])
+
+
+def test_embeddings_score_as_their_images_do(tiny_clip: Path, images: list, prompts: list[str]):
+    scorer = ClipScore(str(tiny_clip))
+    embeddings = 3.0 * scorer.encoder.encode_images(images)
+    expected = torch.from_numpy(scorer.score(images, prompts))
+    torch.testing.assert_close(scorer.score_embeddings(embeddings, prompts), expected, rtol=1e-5, atol=1e-4)
+    with pytest.raises(InputError, match="embeddings have 8 numbers, its encoder's have 16"):
+        scorer.score_embeddings(torch.ones(1, 8), ["a"])
+
+
 def test_pixels_outside_zero_to_one_are_refused(tiny_clip: Path):
     with pytest.raises(InputError, match="range from -1 to -1"):
         ClipScore(str(tiny_clip)).score_tensor(torch.full((1, 3, 8, 8), -1.0), ["a"])
@@ -191,8 +238,8 @@ def _set_end_token(folder: Path, number: int) -> None:
         (lambda folder: (folder / "model.safetensors").write_bytes(b"torn"), "weights cannot be read"),
         (lambda folder: (folder / "config.json").unlink(), "no readable config.json"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "no readable preprocessor_config.json"),
-        (lambda folder: _edit_config(folder, model_type="siglip"), "model_type is 'siglip'; expected 'clip'"),
-        (_drop_a_weight, "1 weights are missing, first visual_projection.weight"),
+        (lambda folder: _edit_config(folder, model_type="blip"), "model_type is 'blip'; expected 'clip'"),
+        (_drop_a_weight, "1 weights are missing or misshapen, first visual_projection.weight"),
         (lambda folder: _set_end_token(folder, 49407), "eos_token_id is 49407"),
     ],
 )
