@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -51,3 +52,28 @@ def seeded_global(seed: int, purpose: str, *indices: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_key(seed, purpose, *indices) % 2**63)
         yield
+
+
+@contextlib.contextmanager
+def deterministic_kernels() -> Iterator[None]:
+    """On a CUDA device, let torch use only kernels that give the same bits each time, for the length of the block.
+
+    torch warns of an operation that has none. On a CPU the kernels are deterministic as they are. cuBLAS reads its
+    variable when the device is first used, so the first block must come before that.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    # Filling memory before it is written would only cost time.
+    memory: Any = torch.utils.deterministic
+    filling, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = filling

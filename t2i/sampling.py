@@ -11,7 +11,7 @@ from pydantic import Field
 
 from t2i.config import FrozenModel
 from t2i.errors import ModelError, RunError
-from t2i.randomness import sampling_generator
+from t2i.randomness import deterministic_kernels, sampling_generator
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -79,16 +79,17 @@ class Sampler:
         import numpy as np
 
         settings = self.settings
-        arrays = self.pipeline(
-            prompt=list(prompts),
-            negative_prompt=[settings.negative_prompt] * len(prompts),
-            generator=[sampling_generator(seed) for seed in seeds],
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance_scale,
-            width=settings.width,
-            height=settings.height,
-            output_type="np",
-        ).images
+        with deterministic_kernels():
+            arrays = self.pipeline(
+                prompt=list(prompts),
+                negative_prompt=[settings.negative_prompt] * len(prompts),
+                generator=[sampling_generator(seed) for seed in seeds],
+                num_inference_steps=settings.steps,
+                guidance_scale=settings.guidance_scale,
+                width=settings.width,
+                height=settings.height,
+                output_type="np",
+            ).images
         bad = [seed for seed, array in zip(seeds, arrays, strict=True) if not np.isfinite(array).all()]
         if bad:
             raise RunError(f"images of seeds {bad} hold values that are not finite; use fp32 or bf16 for this model.")

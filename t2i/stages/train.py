@@ -151,6 +151,12 @@ class Train(Stage):
         return self.data if isinstance(self.data, tuple) else (self.data,)
 
     def run(self, context: StageContext) -> dict[str, Any]:
+        from t2i.randomness import deterministic_kernels
+
+        with deterministic_kernels():
+            return self._train(context)
+
+    def _train(self, context: StageContext) -> dict[str, Any]:
         import shutil
 
         from t2i.data.batches import KeyedBatches
