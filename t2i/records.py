@@ -20,7 +20,7 @@ from t2i.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Row = TypeVar("Row", "CaptionedImage", "GeneratedImage", "Prompt", "ScoredImage")
+Row = TypeVar("Row", "CaptionedImage", "GeneratedImage", "PreferencePair", "Prompt", "ScoredImage")
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,33 @@ class ScoredImage:
     def key(self) -> tuple[str, int, int]:
         """What two arms are paired by: prompt, sample and seed."""
         return (self.prompt_id, self.sample, self.seed)
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two images for one prompt, and which of them somebody prefers. Only the first three keys must be in a file."""
+
+    prompt: str
+    chosen: str
+    """Path of the preferred image; of a tie, of either."""
+    rejected: str
+    prompt_id: str = ""
+    preference: float = 1.0
+    """Probability that `chosen` is preferred, 0.5 (a tie) to 1 (sure)."""
+    aspect: str = ""
+    """What was judged, `aesthetic` or `fidelity`; empty for the images as a whole."""
+    source: str = ""
+    """Who judged: a scorer's name, a data set, people."""
+    chosen_id: str = ""
+    """Id of the image's bytes, as that of a `CaptionedImage`; empty where nobody has computed it yet."""
+    rejected_id: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further columns, such as the scores that the preference comes from."""
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether neither image is preferred."""
+        return self.preference == 0.5
 
 
 def write_text(path: Path, text: str) -> None:

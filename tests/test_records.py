@@ -16,6 +16,7 @@ from t2i.records import (
     Caption,
     CaptionedImage,
     GeneratedImage,
+    PreferencePair,
     Prompt,
     ScoredImage,
     read_jsonl,
@@ -37,6 +38,7 @@ ROWS = [
     IMAGE,
     GeneratedImage("0001", "a cat", 2**31 - 1, "images/0.png", 2, "animals"),
     ScoredImage("0001", "a cat", 3, "../g/images/0.png", 2, "animals", {"judge": 0.1 + 0.2, "clip": 1e-30}),
+    PreferencePair("a cat", "a.png", "b.png", "0001", 0.75, "aesthetic", "judge", "ab", "cd", {"scores": [0.3, 0.1]}),
     Prompt("0001", "a cat\nand a dog", "animals"),
 ]
 
