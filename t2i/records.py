@@ -6,7 +6,9 @@ renamed, so a reader never sees half of it. Image paths are relative to the fold
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import uuid
@@ -24,12 +26,73 @@ Row = TypeVar("Row", "CaptionedImage", "GeneratedImage", "PreferencePair", "Prom
 
 
 @dataclass(frozen=True)
+class Origin:
+    """How a model came to a caption. Empty: unknown, or there is none."""
+
+    model: str = ""
+    """Hub id, folder, or name at an endpoint."""
+    revision: str = ""
+    """Commit of the hub, or SHA-256 of the weights."""
+    licence: str = ""
+    """Of the model: some bind what is trained on its captions."""
+    engine: str = ""
+    """What ran it, with its version."""
+    prompt: str = ""
+    prompt_sha256: str = ""
+    decoding: dict[str, float] = field(default_factory=dict)
+    """temperature, max_tokens, ..."""
+    finish_reason: str = ""
+    """`stop`, or `length` where the text was cut."""
+    view: str = ""
+    """What it saw of the image: `512x384 of 1024x768`."""
+    parents: tuple[str, ...] = ()
+    """Ids of the captions it was made from."""
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a person made of a caption. status: `accepted`, `edited` or `rejected`; edited_from: the text before."""
+
+    status: str
+    by: str = ""
+    at: str = ""
+    edited_from: str = ""
+
+
+@dataclass(frozen=True)
 class Caption:
     """One description of one image. kind: `alt`, `short`, `dense`, ...; source: the captioner, file or person."""
 
     kind: str
     text: str
     source: str = ""
+    origin: Origin | None = None
+    language: str = ""
+    tokens: dict[str, int] = field(default_factory=dict)
+    """Its length for each text encoder it was counted for."""
+    scores: dict[str, float] = field(default_factory=dict)
+    checks: tuple[str, ...] = ()
+    """Checks it failed, or what was done to it: `refusal`, `trimmed`, ..."""
+    review: Review | None = None
+
+    @property
+    def id(self) -> str:
+        """First 32 hex digits of a hash of the kind, text, source and origin."""
+        origin = dataclasses.asdict(self.origin) if self.origin else None
+        body = json.dumps([self.kind, self.text, self.source, origin], sort_keys=True)
+        return hashlib.sha256(body.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class ImageOrigin:
+    """Where an image came from. licence: SPDX, or empty for unknown; times: ISO 8601."""
+
+    url: str = ""
+    dataset: str = ""
+    licence: str = ""
+    attribution: str = ""
+    retrieved_at: str = ""
+    opt_out_checked_at: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,6 +106,10 @@ class CaptionedImage:
     captions: tuple[Caption, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
     """The user's own columns, carried along unread."""
+    origin: ImageOrigin | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    checks: tuple[str, ...] = ()
+    """Checks it failed and was kept with."""
 
     def caption(self, kind: str) -> str | None:
         """Text of the first caption of that kind, or None."""
@@ -134,13 +201,19 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_parts(path: Path, parts: Iterable[bytes]) -> None:
     """As `write_text`, for bytes that are made one after the other and need not fit into memory."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`; what the block wrote there takes its place, or is removed if the block fails."""
     # Not the process id alone: folders may be shared with other machines.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -165,7 +238,47 @@ def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
 
 
 def _line(row: Row) -> bytes:
-    return (json.dumps(dataclasses.asdict(row), ensure_ascii=False, sort_keys=True) + "\n").encode()
+    values = record_values(row) if isinstance(row, CaptionedImage) else dataclasses.asdict(row)
+    return (json.dumps(values, ensure_ascii=False, sort_keys=True) + "\n").encode()
+
+
+def record_values(row: CaptionedImage) -> dict[str, Any]:
+    """A record as JSON values, without what is not known about its image and captions."""
+    values = _known(row) | {"extra": row.extra}
+    return values | {"captions": [_known(caption) | {"source": caption.source} for caption in row.captions]}
+
+
+def _known(value: Any) -> dict[str, Any]:
+    """Fields that are not empty; those of an origin or review likewise."""
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {
+        name: _known(inner) if isinstance(inner, Origin | Review | ImageOrigin) else inner
+        for name, inner in fields.items()
+        if inner not in ("", None, (), {}) or name in ("id", "image", "kind", "text")
+    }
+
+
+def record_from(values: Mapping[str, Any]) -> CaptionedImage:
+    """The record that `record_values` gave. Raises TypeError for unknown or missing keys."""
+    known = _rebuilt(values, {"origin": ImageOrigin}, ("checks",))
+    known["captions"] = tuple(_caption(caption) for caption in values.get("captions", ()))
+    return CaptionedImage(**known)
+
+
+def _caption(values: Mapping[str, Any]) -> Caption:
+    known = _rebuilt(values, {"review": Review}, ("checks",))
+    if values.get("origin") is not None:
+        known["origin"] = Origin(**_rebuilt(values["origin"], {}, ("parents",)))
+    return Caption(**known)
+
+
+def _rebuilt(values: Mapping[str, Any], nested: Mapping[str, type[Any]], tuples: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{type(values).__name__} instead of a JSON object")
+    found = dict(values)
+    for name in found.keys() & nested.keys():
+        found[name] = None if found[name] is None else nested[name](**found[name])
+    return found | {name: tuple(found[name]) for name in tuples if name in found}
 
 
 def read_jsonl(path: Path, row_type: type[Row]) -> Iterator[Row]:
@@ -192,8 +305,9 @@ def parse_row(line: bytes, row_type: type[Row], where: str) -> Row:
         raise DataError(f"{where}: found {type(values).__name__}, expected a JSON object.")
     try:
         if row_type is CaptionedImage:
-            values["captions"] = tuple(Caption(**caption) for caption in values.get("captions", ()))
+            values["captions"] = tuple(_caption(caption) for caption in values.get("captions", ()))
+            values = _rebuilt(values, {"origin": ImageOrigin}, ("checks",))
         return row_type(**values)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         names = ", ".join(f.name for f in dataclasses.fields(row_type))
         raise DataError(f"{where}: not a {row_type.__name__} ({error}); its keys are {names}.") from error

@@ -58,7 +58,7 @@ class FolderSource(FrozenModel):
 
 
 class RecordsSource(FrozenModel):
-    """A records.jsonl file, such as a stage of another recipe has written."""
+    """A records.jsonl file, such as a stage of another recipe has written, or a .parquet file of a dataset stage."""
 
     type: Literal["records"] = "records"
     path: LocalPath
@@ -168,5 +168,8 @@ def load_records(path: Path) -> list[CaptionedImage]:
 
 def iterate_records(path: Path) -> Iterator[CaptionedImage]:
     """As `load_records`, one at a time."""
+    from t2i.data.formats.parquet import read_parquet
+
     folder = path.parent.resolve()
-    return (dataclasses.replace(row, image=str(folder / row.image)) for row in read_jsonl(path, CaptionedImage))
+    rows = read_parquet(path) if path.suffix == ".parquet" else read_jsonl(path, CaptionedImage)
+    return (dataclasses.replace(row, image=str(folder / row.image)) for row in rows)

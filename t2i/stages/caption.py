@@ -49,6 +49,7 @@ class CaptionStage(Stage):
             records = load_records(context.input("data_from") / RECORDS_FILE)
         else:
             records = self.data.materialize(context.folder, context.seed)
+        self._check_alt(records)
         self.captioner.check([context.folder / row.image for row in records])
         answers = self._answers(context.folder, records)
         captioned = [_with(row, answer) for row, answer in zip(records, answers, strict=True)]
@@ -58,6 +59,14 @@ class CaptionStage(Stage):
         self._check_refused([f"{row.image}: {a.reason}" for row, a in refused], len(records))
         save_records(context.folder, captioned)
         return {"images": len(records), "captioned": len(records) - len(refused), "refused": len(refused)}
+
+    def _check_alt(self, records: list[CaptionedImage]) -> None:
+        """Alt text is what a picture came with: every other caption can be made again, that cannot."""
+        from t2i.errors import ConfigError
+
+        having = next((row.image for row in records if self.captioner.kind == "alt" and row.caption("alt")), None)
+        if having:
+            raise ConfigError(f"captioner.kind: {having} has an alt text, which is never replaced; name another kind.")
 
     def _answers(self, folder: Path, records: list[CaptionedImage]) -> list[Caption | Refusal]:
         from t2i.training.progress import progress_bar

@@ -11,7 +11,7 @@ import tiny
 from pydantic import ValidationError
 
 from t2i.data.sources import load_records, save_records
-from t2i.errors import DataError
+from t2i.errors import ConfigError, DataError
 from t2i.records import Caption, CaptionedImage
 from t2i.stages.caption import CaptionStage
 
@@ -82,6 +82,14 @@ def test_new_caption_replaces_that_of_its_kind_and_leaves_the_others(tmp_path: P
     text = tiny.PHOTOGRAPHS["astronaut"]
     assert found.captions == (Caption("alt", "old alt"), Caption("caption", text, "file:.txt"))
     assert found.extra == {"url": "x"}
+
+
+def test_alt_text_is_never_replaced(tmp_path: Path) -> None:
+    source = tiny.write_photographs(tmp_path / "photographs", count=2)
+    run(tmp_path / "run/first", source, captioner={"type": "files", "kind": "alt"})
+    fields = {"captioner": {"type": "files", "kind": "alt"}}
+    with pytest.raises(ConfigError, match=r"astronaut\.png has an alt text, which is never replaced"):
+        tiny.run_stage(CaptionStage, tmp_path / "run/caption", fields, {"data_from": tmp_path / "run/first"})
 
 
 def test_stage_run_twice_writes_the_same_bytes(tmp_path: Path) -> None:
