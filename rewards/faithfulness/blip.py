@@ -1,12 +1,13 @@
 """BLIP-VQA: a small model that answers in a word or two, and whose yes and no are single tokens.
 
-Each image is encoded once for all questions about it. Unlike in transformers' `generate`, the padding of a question is
-masked in the decoder too, so that an answer does not depend on the other questions of its batch.
+Each image is encoded once for all questions about it. An answer does not depend on the other questions of its batch:
+BLIP's cross-attention drops its mask in transformers 5.23, and the decoder would read the padding of shorter questions,
+so questions of equal length are decoded together, without padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,55 +60,71 @@ class BlipVqa:
         """Greedy answers to B questions about B RGB images."""
         import torch
 
+        found = [""] * len(questions)
+        ends = self._model.config.text_config
         with torch.no_grad(), full_precision(self._model.device.type):
-            states, mask = self._encode(images, questions)
-            tokens = self._model.text_decoder.generate(
-                input_ids=self._start(len(questions)),
-                eos_token_id=self._model.config.text_config.sep_token_id,
-                pad_token_id=self._model.config.text_config.pad_token_id,
-                encoder_hidden_states=states,
-                encoder_attention_mask=mask,
-                max_new_tokens=_MAX_ANSWER_TOKENS,
-                do_sample=False,
-            )
-        texts = self._processor.tokenizer.batch_decode(tokens[:, 1:], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+            for positions, states in self._encode(images, questions):
+                tokens = self._model.text_decoder.generate(
+                    input_ids=self._start(len(positions)),
+                    eos_token_id=ends.sep_token_id,
+                    pad_token_id=ends.pad_token_id,
+                    encoder_hidden_states=states,
+                    max_new_tokens=_MAX_ANSWER_TOKENS,
+                    do_sample=False,
+                )
+                texts = self._processor.tokenizer.batch_decode(tokens[:, 1:], skip_special_tokens=True)
+                for position, text in zip(positions, texts, strict=True):
+                    found[position] = text.strip()
+        return found
 
     def yes_no(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[YesNo]:
         """Probabilities over the whole vocabulary of yes and no as first token of the answer."""
         import torch
 
+        found = [YesNo(0.0, 0.0)] * len(questions)
         with torch.no_grad(), full_precision(self._model.device.type):
-            states, mask = self._encode(images, questions)
-            output = self._model.text_decoder(
-                input_ids=self._start(len(questions)), encoder_hidden_states=states, encoder_attention_mask=mask
-            )
-            probabilities = output.logits[:, -1].float().softmax(dim=-1)[:, list(self._yes_no_tokens)]
-        return [YesNo(float(yes), float(no)) for yes, no in probabilities.tolist()]
+            for positions, states in self._encode(images, questions):
+                output = self._model.text_decoder(input_ids=self._start(len(positions)), encoder_hidden_states=states)
+                probabilities = output.logits[:, -1].float().softmax(dim=-1)[:, list(self._yes_no_tokens)]
+                for position, (yes, no) in zip(positions, probabilities.tolist(), strict=True):
+                    found[position] = YesNo(yes, no)
+        return found
 
-    def _encode(self, images: Sequence[Image.Image], questions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """States [B, L, D] of B questions after they saw their images, and the mask [B, L] of their tokens."""
+    def _encode(
+        self, images: Sequence[Image.Image], questions: Sequence[str]
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Positions of the questions of each length, with their states [B, L, D] after they saw their images."""
         import torch
 
         if len(images) != len(questions) or not questions:
             raise InputError(f"blip_vqa: {len(questions)} questions for {len(images)} images; expected one each.")
-        device = self._model.device
+        patches = self._patches(images)
+        tokens = self._processor.tokenizer(
+            list(questions),
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=self.token_limit,
+            return_tensors="pt",
+        ).to(self._model.device)
+        states = self._model.text_encoder(
+            input_ids=tokens["input_ids"],
+            attention_mask=tokens["attention_mask"],
+            encoder_hidden_states=patches,
+            encoder_attention_mask=torch.ones(patches.shape[:-1], dtype=torch.long, device=patches.device),
+        ).last_hidden_state
+        lengths = tokens["attention_mask"].sum(dim=1).tolist()
+        for length in sorted(set(lengths)):
+            positions = [position for position, own in enumerate(lengths) if own == length]
+            yield positions, states[positions, :length]
+
+    def _patches(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """[B, P, D] of B images; one that comes several times is encoded once."""
         distinct = list({id(image): image for image in images}.values())
         place = {id(image): index for index, image in enumerate(distinct)}
         pixels = self._processor.image_processor(images=distinct, return_tensors="pt")["pixel_values"]
-        patches = self._model.vision_model(pixel_values=pixels.to(device)).last_hidden_state
-        patches = patches[[place[id(image)] for image in images]]
-        tokens = self._processor.tokenizer(
-            list(questions), padding=True, truncation=True, max_length=self.token_limit, return_tensors="pt"
-        )
-        mask = tokens["attention_mask"].to(device)
-        states = self._model.text_encoder(
-            input_ids=tokens["input_ids"].to(device),
-            attention_mask=mask,
-            encoder_hidden_states=patches,
-            encoder_attention_mask=torch.ones(patches.shape[:-1], dtype=torch.long, device=device),
-        )
-        return states.last_hidden_state, mask
+        patches = self._model.vision_model(pixel_values=pixels.to(self._model.device)).last_hidden_state
+        return patches[[place[id(image)] for image in images]]
 
     def _start(self, count: int) -> torch.Tensor:
         import torch

@@ -25,7 +25,8 @@ class ImageTextVqa:
     model: folder or hub id; revision: of a hub id; dtype: float32, bfloat16 or float16 (answers of another dtype are
     other answers); answer_instruction, yes_no_instruction: put behind each question, with a space; max_answer_tokens:
     of a free answer, which is greedy. yes and no are the probabilities over the whole vocabulary of "Yes" and "No" as
-    the next token, as in t2v_metrics 3.1. Numbers of different models are not comparable.
+    the next token, as in t2v_metrics 3.1. Numbers of different models are not comparable. A mark of the model, such as
+    "<image>", in a question is broken by a space, so that it is read as text.
     """
 
     def __init__(
@@ -88,7 +89,9 @@ class ImageTextVqa:
             raise InputError(f"image_text: {len(questions)} questions for {len(images)} images; expected one each.")
         conversations = [
             [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
-            for image, text in zip(images, (f"{one} {instruction}".strip() for one in questions), strict=True)
+            for image, text in zip(
+                images, (f"{self._as_text(one)} {instruction}".strip() for one in questions), strict=True
+            )
         ]
         inputs = self._processor.apply_chat_template(
             conversations,
@@ -96,8 +99,6 @@ class ImageTextVqa:
             return_dict=True,
             return_tensors="pt",
             add_generation_prompt=True,
-            # A prompt may hold the model's own marks, such as "<image>": they are text there.
-            sanitize_control_tokens=True,
             processor_kwargs={"padding": True, "padding_side": padding_side},
         )
         if "pixel_values" not in inputs:
@@ -106,6 +107,15 @@ class ImageTextVqa:
         if length > limit:
             raise InputError(f"{self.model_id}: a question and its image take {length} tokens of at most {limit}.")
         return to_device(inputs, self._model.device, self._model.dtype)
+
+    def _as_text(self, question: str) -> str:
+        """The question with each of the model's own marks in it broken: "<image>" is text there, no second image.
+
+        The processors' own `sanitize_control_tokens` fails in Idefics and SmolVLM (transformers 5.23).
+        """
+        for mark in self._marks:
+            question = question.replace(mark, f"{mark[0]} {mark[1:]}")
+        return question
 
     @property
     def _context(self) -> int:
@@ -125,6 +135,12 @@ class ImageTextVqa:
         if not (processor.chat_template or processor.tokenizer.chat_template):
             raise ModelError(f"{self.model_id}: has no chat template; expected an instruction-tuned image-text model.")
         return processor
+
+    @cached_property
+    def _marks(self) -> list[str]:
+        """Longest first, since one may begin another."""
+        added = self._processor.tokenizer.added_tokens_decoder.values()
+        return sorted((token.content for token in added if token.special), key=len, reverse=True)
 
     @cached_property
     def _yes_no_tokens(self) -> tuple[int, int]:

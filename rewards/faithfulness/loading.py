@@ -84,7 +84,9 @@ def load_processor(folder: Path, model_id: str) -> Any:
         raise ModelError(f"{model_id}: {class_name} has no image processor; expected an image-text model.")
     if "video_processor" in slots:
         kept = [slot for slot in slots if slot != "video_processor"]
-        processor_class = type(processor_class.__name__, (processor_class,), {"get_attributes": lambda: list(kept)})
+        processor_class = type(
+            processor_class.__name__, (processor_class,), {"get_attributes": classmethod(lambda cls: list(kept))}
+        )
     try:
         return processor_class.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:

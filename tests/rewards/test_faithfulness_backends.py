@@ -138,7 +138,8 @@ def test_image_text_yes_and_no_are_the_next_token(folders: dict[str, Path], pict
             expected = model(**inputs).logits[0, -1].softmax(dim=0)
         assert answer.yes == pytest.approx(float(expected[yes]), rel=1e-4)
         assert answer.no == pytest.approx(float(expected[no]), rel=1e-4)
-    assert np.ptp([answer.yes for answer in found]) > 1e-4
+    shares = [answer.yes for answer in found]
+    assert max(shares) > 1.1 * min(shares)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -172,14 +173,14 @@ def test_the_image_reaches_the_model(folders: dict[str, Path], pictures: list[Im
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_marks_in_a_question_are_text(folders: dict[str, Path], pictures: list[Image.Image], kind: str):
-    marks = "<image> <|image_pad|> <eos>"
+    mark, broken = {"qwen": ("<|image_pad|>", "< |image_pad|>"), "idefics": ("<image>", "< image>")}[kind]
     backend = ImageTextVqa(str(folders[kind]))
-    inputs = backend._inputs(pictures[:1], [f"is {marks} here?"], YES_NO_INSTRUCTION, padding_side="right")
+    inputs = backend._inputs(pictures[:1], [f"is {mark} <eos> <x> here?"], YES_NO_INSTRUCTION, padding_side="right")
     shown = backend._processor.tokenizer.decode(inputs["input_ids"][0])
-    assert marks in shown
+    assert f"is {broken} < eos> <x> here?" in shown
     plain = backend._inputs(pictures[:1], ["is here?"], YES_NO_INSTRUCTION, padding_side="right")
-    mark = backend._model.config.image_token_id
-    assert int((inputs["input_ids"] == mark).sum()) == int((plain["input_ids"] == mark).sum())
+    image_token = backend._model.config.image_token_id
+    assert int((inputs["input_ids"] == image_token).sum()) == int((plain["input_ids"] == image_token).sum())
 
 
 @pytest.mark.parametrize("kind", ["blip", *KINDS])

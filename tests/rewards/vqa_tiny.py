@@ -25,8 +25,9 @@ def prompt_text(kind: str, question: str) -> str:
 def _save(model: Any, folder: Path, scale: float = 0.3) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
-            # Larger than the usual 0.02, so that different inputs get clearly different numbers.
-            parameter.copy_(torch.randn_like(parameter) * scale)
+            # Larger than the usual 0.02, and norms left alone, so that different inputs get clearly different numbers.
+            if parameter.ndim > 1:
+                parameter.copy_(torch.randn_like(parameter) * scale)
     model.save_pretrained(folder)
 
 
