@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from t2i.data.order import Order, Stream
@@ -79,6 +80,7 @@ class KeyedBatches:
             batch_sampler=_Portions(self, first_step, last_step, rank, world_size),
             num_workers=self.workers,
             collate_fn=self.examples.collate,
+            pin_memory=torch.cuda.is_available(),
             persistent_workers=False,
         )
         return iter(loader)

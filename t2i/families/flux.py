@@ -33,7 +33,7 @@ from t2i.families import latents as autoencoder
 from t2i.families.base import Conditioning, FamilyFacts, Posterior
 from t2i.families.clip import clip_tokens, count_longer
 from t2i.families.loading import load_pipeline
-from t2i.families.tokens import padded_tokens
+from t2i.families.tokens import moved, padded_tokens
 from t2i.families.transformer import check_text_to_image
 from t2i.noise import RectifiedFlow
 
@@ -101,9 +101,9 @@ class Flux:
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         clip, t5 = self.pipeline.text_encoder, self.pipeline.text_encoder_2
-        pooled = clip(clip_tokens(self.pipeline.tokenizer, prompts).to(clip.device)).pooler_output
+        pooled = clip(moved(clip_tokens(self.pipeline.tokenizer, prompts), clip.device)).pooler_output
         tokens, _ = padded_tokens(self.pipeline.tokenizer_2, prompts, self.token_limit)
-        return Conditioning(t5(tokens.to(t5.device))[0], pooled)
+        return Conditioning(t5(moved(tokens, t5.device))[0], pooled)
 
     def count_truncated(self, prompts: Sequence[str]) -> dict[str, int]:
         clip, t5 = self.pipeline.tokenizer, self.pipeline.tokenizer_2

@@ -32,7 +32,7 @@ from t2i.families import latents as autoencoder
 from t2i.families.base import Conditioning, FamilyFacts, Posterior
 from t2i.families.clip import count_longer
 from t2i.families.loading import load_pipeline
-from t2i.families.tokens import padded_tokens
+from t2i.families.tokens import moved, padded_tokens
 from t2i.families.transformer import check_text_to_image
 from t2i.noise import DDPM
 
@@ -99,8 +99,8 @@ class PixArt:
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         encoder = self.pipeline.text_encoder
         tokens, mask = padded_tokens(self.pipeline.tokenizer, _prepared(prompts), self.token_limit)
-        mask = mask.to(encoder.device)
-        return Conditioning(encoder(tokens.to(encoder.device), attention_mask=mask)[0], mask=mask)
+        mask = moved(mask, encoder.device)
+        return Conditioning(encoder(moved(tokens, encoder.device), attention_mask=mask)[0], mask=mask)
 
     def count_truncated(self, prompts: Sequence[str]) -> dict[str, int]:
         return {"text_encoder": count_longer(self.pipeline.tokenizer, _prepared(prompts), self.token_limit)}

@@ -23,6 +23,7 @@ from t2i.families import latents as autoencoder
 from t2i.families.base import Conditioning, FamilyFacts, Posterior
 from t2i.families.clip import clip_tokens, count_longer
 from t2i.families.loading import load_pipeline
+from t2i.families.tokens import moved
 from t2i.families.unet import check_text_to_image, latent_multiple, native_size
 from t2i.noise import DDPM
 
@@ -68,7 +69,7 @@ class SD1:
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         encoder = self.pipeline.text_encoder
-        return Conditioning(encoder(clip_tokens(self.pipeline.tokenizer, prompts).to(encoder.device))[0])
+        return Conditioning(encoder(moved(clip_tokens(self.pipeline.tokenizer, prompts), encoder.device))[0])
 
     def count_truncated(self, prompts: Sequence[str]) -> dict[str, int]:
         tokenizer = self.pipeline.tokenizer

@@ -28,7 +28,7 @@ from t2i.families import latents as autoencoder
 from t2i.families.base import Conditioning, FamilyFacts, Posterior
 from t2i.families.clip import count_longer
 from t2i.families.loading import load_pipeline
-from t2i.families.tokens import padded_tokens
+from t2i.families.tokens import moved, padded_tokens
 from t2i.families.transformer import check_text_to_image
 from t2i.noise import RectifiedFlow
 
@@ -92,7 +92,7 @@ class SD3:
         hidden, pooled = [], []
         for encoder, tokenizer in self._clips():
             tokens, _ = padded_tokens(tokenizer, prompts, self.pipeline.tokenizer_max_length)
-            output = encoder(tokens.to(encoder.device), output_hidden_states=True)
+            output = encoder(moved(tokens, encoder.device), output_hidden_states=True)
             hidden.append(output.hidden_states[-2])
             pooled.append(output[0])
         clip, t5 = torch.cat(hidden, dim=-1), self._t5_states(prompts)
@@ -106,7 +106,7 @@ class SD3:
             width, first = self.pipeline.transformer.config["joint_attention_dim"], self.pipeline.text_encoder
             return torch.zeros(len(prompts), T5_TOKENS, width, device=first.device, dtype=first.dtype)
         tokens, _ = padded_tokens(self.pipeline.tokenizer_3, prompts, T5_TOKENS)
-        return encoder(tokens.to(encoder.device))[0]
+        return encoder(moved(tokens, encoder.device))[0]
 
     def count_truncated(self, prompts: Sequence[str]) -> dict[str, int]:
         limit = self.pipeline.tokenizer_max_length

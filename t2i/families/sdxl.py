@@ -30,6 +30,7 @@ from t2i.families import latents as autoencoder
 from t2i.families.base import Conditioning, FamilyFacts, Posterior
 from t2i.families.clip import clip_tokens, count_longer
 from t2i.families.loading import load_pipeline
+from t2i.families.tokens import moved
 from t2i.families.unet import check_text_to_image, latent_multiple, native_size
 from t2i.noise import DDPM
 
@@ -77,14 +78,14 @@ class SDXL:
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         hidden, pooled = [], None
         for encoder, tokenizer in self._encoders():
-            tokens = clip_tokens(tokenizer, prompts).to(encoder.device)
+            tokens = moved(clip_tokens(tokenizer, prompts), encoder.device)
             output = encoder(tokens, output_hidden_states=True)
             hidden.append(output.hidden_states[-2])
             pooled = output[0]
         assert pooled is not None
         embeds = torch.cat(hidden, dim=-1)
         if self.pipeline.config["force_zeros_for_empty_prompt"]:
-            empty = torch.tensor([prompt == "" for prompt in prompts], device=embeds.device)[:, None]
+            empty = moved(torch.tensor([prompt == "" for prompt in prompts])[:, None], embeds.device)
             embeds, pooled = embeds.masked_fill(empty[:, None], 0), pooled.masked_fill(empty, 0)
         return Conditioning(embeds, pooled)
 

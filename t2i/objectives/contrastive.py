@@ -39,7 +39,9 @@ class Contrastive(FrozenModel):
 
     def __call__(self, image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor) -> LossOutput:
         """Per-pair loss, and the share of images that rank their own caption first."""
+        import torch
+
         loss = contrastive_loss(image_embeddings, text_embeddings, logit_scale)
         similarity = image_embeddings @ text_embeddings.T
-        hits = similarity.argmax(1).eq(similarity.argmax(1).new_tensor(range(len(similarity))))
+        hits = similarity.argmax(1).eq(torch.arange(len(similarity), device=similarity.device))
         return LossOutput(loss, {"accuracy": hits.float()})

@@ -47,7 +47,7 @@ def wear(pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
 def _empty(pixels: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
     """Blobs of one colour, noise, or nothing, half of them on the background of each picture, half on any colour."""
     ground = torch.where(uniform[:, 10] < 0.5, pixels[:, :, :1, :1], 2 * uniform[:, 11:14, 0] - 1)
-    palette = torch.tensor(list(COLOURS.values()), device=pixels.device, dtype=pixels.dtype) / 127.5 - 1
+    palette = torch.tensor(list(COLOURS.values()), dtype=pixels.dtype).to(pixels.device, non_blocking=True) / 127.5 - 1
     colour = palette[(uniform[:, 7].flatten() * len(palette)).long().clamp(max=len(palette) - 1)][..., None, None]
     fields = [
         functional.interpolate(noise[:, 3:, _BLOB_ROWS, :][..., :grid, :grid], size=pixels.shape[-2:], mode="bicubic")

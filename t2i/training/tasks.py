@@ -209,7 +209,7 @@ class _ContrastiveModule(nn.Module):
     def forward(self, batch: ImageBatch) -> LossOutput:
         pixels = ((batch.pixels + 1) / 2 - self.get_buffer("mean")) / self.get_buffer("std")
         tokens = self.tokenizer(list(batch.prompts), padding="max_length", truncation=True, return_tensors="pt")
-        tokens = tokens.to(pixels.device)
+        tokens = tokens.to(pixels.device, non_blocking=True)
         output = self.model(tokens.input_ids, pixels, tokens.attention_mask)
         return self.objective(output.image_embeds, output.text_embeds, self.model.logit_scale.exp())
 
