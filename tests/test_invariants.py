@@ -70,8 +70,14 @@ def test_data_workers_change_nothing_bit_for_bit(tmp_path: Path, whole_batches: 
 def test_finished_train_stage_keeps_results_and_no_working_files(tmp_path: Path) -> None:
     folder = tmp_path / "train"
     state = train(folder, steps=4, log_every=1, checkpoint_every=2)
-    assert sorted(path.name for path in folder.iterdir()) == ["adapter", "metrics.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter", "metrics.jsonl", "trained.json"]
     assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [1, 2, 3, 4]
+    [file] = (folder / "adapter").iterdir()
+    written = file.stat()
+    # As after a kill between the removal of the checkpoints and the mark that the stage is done.
+    train(folder, steps=4, log_every=1, checkpoint_every=2)
+    assert file.stat() == written, "trained again"
+    file.unlink()
     again = train(folder, steps=4, log_every=1, checkpoint_every=2)
     assert all(torch.equal(again[name], value) for name, value in state.items())
 

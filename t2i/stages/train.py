@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from t2i.data.rows import RecordTable
 
 
+WORKING_FOLDERS = ("latents", "checkpoints")
+"""Folders of a train stage that are deleted when it is done."""
+
+
 class Train(Stage):
     """Train a model on images: from a finished stage (`data_from`) or straight from a source (`data`)."""
 
@@ -151,14 +155,22 @@ class Train(Stage):
         return self.data if isinstance(self.data, tuple) else (self.data,)
 
     def run(self, context: StageContext) -> dict[str, Any]:
-        from t2i.randomness import deterministic_kernels
-
-        with deterministic_kernels():
-            return self._train(context)
-
-    def _train(self, context: StageContext) -> dict[str, Any]:
         import shutil
 
+        from t2i.randomness import deterministic_kernels
+        from t2i.training.outputs import read_outcome, write_outcome
+
+        facts = read_outcome(context.folder)
+        if facts is None:
+            with deterministic_kernels():
+                facts = self._train(context)
+            write_outcome(context.folder, facts)
+        # A finished stage does not resume; its latents and optimizer states are the bulk of its size.
+        for name in WORKING_FOLDERS:
+            shutil.rmtree(context.folder / name, ignore_errors=True)
+        return facts
+
+    def _train(self, context: StageContext) -> dict[str, Any]:
         from t2i.data.batches import KeyedBatches
         from t2i.training.loop import fit
         from t2i.training.tasks import build_task
@@ -173,11 +185,7 @@ class Train(Stage):
         )
         result = fit(task.trainable, batches, self.loop, self.optimizer, context.folder, seed=context.seed)
         metadata = {"t2i_recipe": context.recipe_name, "t2i_steps": str(result.steps)}
-        facts = task.facts() | task.save(metadata) | {"steps": result.steps}
-        # A finished stage does not resume; its latents and optimizer states are the bulk of its size.
-        for name in ("latents", "checkpoints"):
-            shutil.rmtree(context.folder / name, ignore_errors=True)
-        return facts
+        return task.facts() | task.save(metadata) | {"steps": result.steps}
 
     def _tables(self, context: StageContext) -> list[RecordTable]:
         """The rows of every source or stage; they stay on disk."""

@@ -21,12 +21,17 @@ _GROUP_STATE = frozenset({"d", "d_max", "d_numerator", "d_denom", "d_hat", "k"})
 _NUMBERS: dict[type, torch.dtype] = {int: torch.int64, float: torch.float64}
 
 
+def checkpoint_name(step: int) -> str:
+    """Folder of the checkpoint after so many steps; names sort as steps do."""
+    return f"{PREFIX}{step:08d}"
+
+
 def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], *, keep: int) -> Path:
     """Write `folder/step-000123/` under a temporary name, rename it, then delete all but the newest `keep`.
 
     tensors: file stem -> named tensors; `weights` is what a sampler may load.
     """
-    target = folder / f"{PREFIX}{step:08d}"
+    target = folder / checkpoint_name(step)
     temporary = folder / f".{target.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -7,29 +7,41 @@ checkpoint is weights, optimizer, average and k, and a killed run that goes on f
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from t2i.errors import ConfigError, RunError
+from t2i.errors import ConfigError, RunError, StoppedError
 from t2i.objectives.base import LossOutput
 from t2i.randomness import derive_key
-from t2i.training.checkpoint import optimizer_tensors, read_newest, restore_optimizer, write_checkpoint
+from t2i.training.checkpoint import (
+    checkpoint_name,
+    optimizer_tensors,
+    read_newest,
+    restore_optimizer,
+    write_checkpoint,
+)
 from t2i.training.log import MetricsLog
 from t2i.training.optim import build_optimizer
 from t2i.training.settings import LoopSettings, OptimizerSettings, ema_decay_at, learning_rate_factor
+from t2i.training.stopping import StopRequest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Probe = Callable[[int, Path], Literal["continue", "stop"]]
-"""Called after each checkpoint with (steps done, file of the trained weights)."""
+"""Called with (steps done, file of the trained weights) when such a checkpoint is there. It may be asked again about a
+checkpoint that a killed run was the last to write, and must answer the same."""
+
+_TIMES = "steps, seconds, seconds waited"
+"""Key of what a checkpoint between two lines of the log keeps beside the sums."""
 
 
 class Batch(Protocol):
@@ -91,29 +103,36 @@ def fit(
 ) -> FitResult:
     """Train until `settings.steps`, going on from the newest checkpoint in `folder/checkpoints` if there is one.
 
-    Leaves the trained weights (or their moving average) in the module. Raises RunError for a non-finite loss.
+    Leaves the trained weights (or their moving average) in the module. Raises RunError for a non-finite loss, and
+    StoppedError after SIGTERM or SIGINT, when the step is done and its checkpoint written.
     """
-    run = _Run(trainable, settings, optimizer_settings, folder, seed)
+    run = _Run(trainable, batches, settings, optimizer_settings, folder, seed, probe)
     start = run.resume()
     began = time.perf_counter()
-    iterator = batches.micro_batches(
-        start, settings.steps, run.accelerator.process_index, run.accelerator.num_processes
-    )
-    step = start
-    with run.progress(start) as advance:
-        while step < settings.steps:
+    steps = _train(run, start)
+    return FitResult(steps, run.finish(), start, time.perf_counter() - began)
+
+
+def _train(run: _Run, start: int) -> int:
+    """Steps from `start` until the last one or the probe's stop; returns the number of steps done."""
+    step, last = start, run.settings.steps
+    with StopRequest() as request, run.progress(start) as advance:
+        iterator = run.micro_batches(start)
+        # What the probe said of the newest checkpoint was lost if the run was killed while it spoke.
+        going_on = start == 0 or run.probe_at(start)
+        while going_on and step < last:
             run.step(step, iterator)
             step += 1
             advance(step)
-            checkpoint_due = step % settings.checkpoint_every == 0 or step == settings.steps
-            if checkpoint_due or step % settings.log_every == 0:
-                run.log(step, batches)
+            checkpoint_due = run.checkpoint_due(step)
+            if checkpoint_due or step % run.settings.log_every == 0:
+                run.log(step)
             if checkpoint_due:
-                path = run.save(step)
-                if probe is not None and probe(step, path / "weights.safetensors") == "stop":
-                    break
-    weights = run.finish()
-    return FitResult(step, weights, start, time.perf_counter() - began)
+                run.save(step)
+                going_on = run.probe_at(step)
+            if request.signal is not None:
+                run.stop(step, request.signal)
+    return step
 
 
 class _Run:
@@ -122,12 +141,14 @@ class _Run:
     def __init__(
         self,
         trainable: Trainable,
+        batches: BatchSource,
         settings: LoopSettings,
         optimizer_settings: OptimizerSettings,
         folder: Path,
         seed: int,
+        probe: Probe | None,
     ) -> None:
-        self.seed = seed
+        self.batches, self.seed, self.probe = batches, seed, probe
         self.trainable, self.settings, self.optimizer_settings = trainable, settings, optimizer_settings
         self.checkpoints = folder / "checkpoints"
         self.metrics_path = folder / "metrics.jsonl"
@@ -159,8 +180,37 @@ class _Run:
             restore_optimizer(self.optimizer.optimizer, self.names, tensors["optimizer"])
             if self.ema is not None:
                 self._copy(tensors["ema"], self.ema)
+            self._restore_window(tensors.get("window", {}))
         self.log_file = MetricsLog(self.metrics_path, resumed_step=step)
         return step
+
+    def micro_batches(self, start: int) -> Iterator[Batch]:
+        """This process's part of the batches of all steps that are left."""
+        accelerator = self.accelerator
+        return self.batches.micro_batches(
+            start, self.settings.steps, accelerator.process_index, accelerator.num_processes
+        )
+
+    def checkpoint_due(self, step: int) -> bool:
+        """Whether a checkpoint is due when so many steps are done, signals aside."""
+        return step % self.settings.checkpoint_every == 0 or step == self.settings.steps
+
+    def probe_at(self, step: int) -> bool:
+        """Ask the probe about the checkpoint of a step; whether to go on."""
+        if self.probe is None or not self.checkpoint_due(step):
+            return True
+        return self.probe(step, self._checkpoint(step) / "weights.safetensors") == "continue"
+
+    def stop(self, step: int, number: signal.Signals) -> NoReturn:
+        """Write a checkpoint, unless there is one of this step, and raise StoppedError."""
+        if not self.checkpoint_due(step):
+            self.check_finite()
+            self.save(step)
+        raise StoppedError(
+            f"{number.name}: stopped after step {step} of {self.settings.steps}, whose checkpoint is written; "
+            "the same command goes on from there.",
+            number,
+        )
 
     @staticmethod
     def _copy(source: dict[str, Tensor], target: dict[str, Any]) -> None:
@@ -225,14 +275,18 @@ class _Run:
                 for average, value in zip(self.ema.values(), self.parameters.values(), strict=True):
                     average.lerp_(value, 1 - decay)
 
-    def log(self, step: int, batches: BatchSource) -> None:
-        """Write the means since the last line; stop the run if a loss was not finite."""
+    def check_finite(self) -> None:
+        """Raise RunError if a loss or its gradient was not finite."""
         bad = int(self.bad_step)
         if bad >= 0:
             raise RunError(
-                f"step {bad}: the loss or its gradient is not finite. Batch: {batches.describe(bad)}. "
+                f"step {bad}: the loss or its gradient is not finite. Batch: {self.batches.describe(bad)}. "
                 "Lower the learning rate or look at these examples; no checkpoint was written after that step."
             )
+
+    def log(self, step: int) -> None:
+        """Write the means since the last line; stop the run if a loss was not finite."""
+        self.check_finite()
         seconds = time.perf_counter() - self.window_began
         count = self.settings.batch_size * self.summed_steps
         values = {name: float(self._over_processes(total)) / count for name, total in self.sums.items()}
@@ -246,16 +300,27 @@ class _Run:
     def _over_processes(self, total: Tensor) -> Tensor:
         return cast("Tensor", self.accelerator.reduce(total, "sum")) if self.accelerator.num_processes > 1 else total
 
-    def save(self, step: int) -> Path:
+    def save(self, step: int) -> None:
         """Write a checkpoint; every process sees it when this returns."""
         tensors = {"weights": self._detached(), "optimizer": optimizer_tensors(self.optimizer.optimizer, self.names)}
         if self.ema is not None:
             tensors["ema"] = self.ema
-        path = self.checkpoints / f"step-{step:08d}"
+        if self.summed_steps:
+            # Between two lines of the log, where only signals stop a run: the next line is to tell of all its steps.
+            times = (self.summed_steps, time.perf_counter() - self.window_began, self.waited)
+            tensors["window"] = {**self.sums, _TIMES: torch.tensor(times, dtype=torch.float64)}
         if self.accelerator.is_main_process:
-            path = write_checkpoint(self.checkpoints, step, tensors, keep=self.settings.keep_checkpoints)
+            write_checkpoint(self.checkpoints, step, tensors, keep=self.settings.keep_checkpoints)
         self.accelerator.wait_for_everyone()
-        return path
+
+    def _restore_window(self, window: dict[str, Tensor]) -> None:
+        if window:
+            steps, seconds, self.waited = window.pop(_TIMES).tolist()
+            self.sums = {name: value.to(self.device) for name, value in window.items()}
+            self.summed_steps, self.window_began = int(steps), time.perf_counter() - seconds
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.checkpoints / checkpoint_name(step)
 
     def _detached(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self.parameters.items()}

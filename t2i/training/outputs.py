@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from t2i.errors import RunError
 from t2i.records import write_text
@@ -12,6 +14,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 """The name under which diffusers looks for a LoRA in a folder."""
 ADAPTER_FOLDER = "adapter"
 MODEL_FOLDER = "model"
+OUTCOME_FILE = "trained.json"
 
 
 def trained_model(folder: Path) -> Path | None:
@@ -28,6 +31,27 @@ def trained_adapter(folder: Path) -> Path:
             f"{folder}: holds neither {ADAPTER_FOLDER}/{LORA_FILE} nor {MODEL_FOLDER}/; run the recipe again."
         )
     return path
+
+
+def write_outcome(folder: Path, facts: dict[str, Any], saved: Sequence[str] = (ADAPTER_FOLDER, MODEL_FOLDER)) -> None:
+    """Record that everything is trained and saved: the facts, and the size of every file in the `saved` folders.
+
+    A run that is killed between this and the end of its stage does not train again.
+    """
+    paths = [path for name in saved for path in sorted((folder / name).rglob("*")) if path.is_file()]
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+    write_text(folder / OUTCOME_FILE, json.dumps({"facts": facts, "files": files}, indent=1, sort_keys=True) + "\n")
+
+
+def read_outcome(folder: Path) -> dict[str, Any] | None:
+    """The facts of `write_outcome`; None if there are none, or a file is not what it was."""
+    try:
+        outcome = json.loads((folder / OUTCOME_FILE).read_text())
+        if any((folder / name).stat().st_size != size for name, size in outcome["files"].items()):
+            return None
+        return outcome["facts"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def forget_origin(folder: Path) -> None:
