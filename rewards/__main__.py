@@ -15,7 +15,7 @@ import typer
 from rewards.base import Reward
 from rewards.errors import InputError, RewardError
 from rewards.prompts import Pairing, pair_prompts
-from rewards.registry import available, load
+from rewards.registry import available, load, required_options
 from rewards.scoring import ScoredImage, count_truncated, describe, load_all, plain_float, score_each
 from rewards.statistics import bootstrap_interval
 
@@ -26,6 +26,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, help="Score image
 def list_command() -> None:
     """Print the scorers that are built in, each with its scale."""
     for name in available():
+        needed = required_options(name)
+        if needed:
+            typer.echo(f"{name:<12} your own    needs --option {name}.{needed[0]}=...")
+            continue
         scorer = load(name)
         typer.echo(f"{name:<12} {'prompt' if scorer.needs_prompt else 'image only':<11} {scorer.scale}")
 

@@ -35,7 +35,7 @@ class ClipHead:
     name: str
     scale: str
     version: ClassVar[str] = "1"
-    needs_prompt: ClassVar[bool] = False
+    needs_prompt: bool = False
     differentiable: ClassVar[bool] = True
     higher_is_better: ClassVar[bool] = True
 
@@ -90,7 +90,7 @@ class ClipHead:
 class PromptHead(ClipHead):
     """A scorer on the embeddings of image and prompt."""
 
-    needs_prompt: ClassVar[bool] = True
+    needs_prompt: bool = True
     _prefix: str = ""
     """Put before every prompt."""
 

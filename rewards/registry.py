@@ -28,6 +28,7 @@ _REGISTRY = {
     "jpeg_size": "rewards.controls:JpegSize",
     "pickscore": "rewards.pickscore:PickScore",
     "pn_vqa": "rewards.faithfulness.pn_vqa:PnVqa",
+    "reward_model": "rewards.reward_model:RewardModel",
     "saturation": "rewards.controls:Saturation",
     "sharpness": "rewards.controls:Sharpness",
     "tifa": "rewards.faithfulness.tifa:Tifa",
@@ -59,11 +60,17 @@ def load(spec: RewardSpec, device: str = "cpu") -> Reward:
             raise InputError(
                 f"{name} has no option {option!r}{_did_you_mean(option, known)} Options: {_listed(known)}."
             )
-    required = [key for key in known if accepted[key].default is inspect.Parameter.empty and key not in options]
-    if required:
-        raise InputError(f"{name} needs the option {required[0]!r}; give {{'name': '{name}', '{required[0]}': ...}}.")
+    lacking = [key for key in required_options(name) if key not in options]
+    if lacking:
+        raise InputError(f"{name} needs the option {lacking[0]!r}; give {{'name': '{name}', '{lacking[0]}': ...}}.")
     reward = scorer_class(**options, **({"device": device} if "device" in accepted else {}))
     return _checked(reward, name)
+
+
+def required_options(name: str) -> tuple[str, ...]:
+    """Options without which a scorer cannot be made: the folder of a model of one's own. Errors as `load`."""
+    accepted = inspect.signature(_find(name)).parameters
+    return tuple(sorted(key for key, value in accepted.items() if value.default is inspect.Parameter.empty))
 
 
 def _split(spec: RewardSpec) -> tuple[str, dict[str, object]]:

@@ -100,4 +100,5 @@ def scorer_options(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "hpsv2": {"model": str(folder / "hps.pt"), "base": str(tiny_clip), "batch_size": 3},
         "image_reward": {"model": str(folder), "tokenizer": str(bert), "batch_size": 3},
         "pickscore": clip,
+        "reward_model": {"model": str(tiny_scorers.write_reward_model(folder / "reward", tiny_clip)), "batch_size": 3},
     }

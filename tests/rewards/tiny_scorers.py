@@ -175,3 +175,20 @@ def byte_tokens() -> list[str]:
 
     letters = sorted(ByteLevel.alphabet())
     return [*letters, *(f"{letter}</w>" for letter in letters)]
+
+
+def write_reward_model(folder: Path, clip: Path, *, reads_prompt: bool = True, aspects: tuple[str, ...] = ()) -> Path:
+    """A reward model on a copy of a CLIP with 16 numbers: a random head of two layers."""
+    import shutil
+
+    from safetensors.torch import save_file
+
+    from rewards.reward_config import CONFIG_FILE, WEIGHTS_FILE, RewardModelConfig
+
+    shutil.copytree(clip, folder)
+    config = RewardModelConfig(16, 8, reads_prompt, aspects, "nothing: random weights")
+    (folder / CONFIG_FILE).write_text(config.to_json())
+    inputs = 48 if reads_prompt else 16
+    shapes: dict[str, tuple[int, ...]] = {"layers.0.weight": (8, inputs), "layers.0.bias": (8,)}
+    save_file(random_state(shapes | {"layers.2.weight": (max(1, len(aspects)), 8)}, 4), folder / WEIGHTS_FILE)
+    return folder
