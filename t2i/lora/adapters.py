@@ -31,14 +31,17 @@ def freeze(family: ModelFamily) -> None:
 
 
 def inject(family: ModelFamily, settings: LoraSettings, seed: int) -> dict[str, nn.Module]:
-    """Freeze the model, quantize its denoiser if asked to, and add one fresh adapter per trained component.
+    """Freeze the model, hold its denoiser in fewer bits if asked to, and add one fresh adapter per trained component.
 
     Returns the components that carry one, denoiser first. The adapters' parameters are float32 whatever the model's.
     Raises ConfigError for targets that do not fit the model, MissingDependencyError if the quantizer is not installed.
     """
     freeze(family)
     shapes = _plan(family, settings)
-    if settings.base_bits is not None:
+    if settings.base_bits == 16:
+        # Not by its own `to`, which logs a line.
+        nn.Module.to(family.denoiser, torch.bfloat16)
+    elif settings.base_bits is not None:
         quantize_linears(family.denoiser, settings.base_bits)
     for number, (name, layers) in enumerate(shapes.items()):
         if layers:

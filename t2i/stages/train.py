@@ -11,7 +11,15 @@ from t2i.data.settings import BucketSettings, CacheSettings, DatasetSettings, Ma
 from t2i.data.sources import RECORDS_FILE, ImageSource, ImageSources, ShapesSource, save_records
 from t2i.objectives import AnyObjective, Classification, Contrastive, Denoising
 from t2i.stages.base import Stage, StageContext
-from t2i.training.settings import FullSettings, LoopSettings, LoraSettings, OptimizerSettings, Trained
+from t2i.training.settings import (
+    FullSettings,
+    LoopSettings,
+    LoraSettings,
+    OptimizerSettings,
+    Trained,
+    check_precision,
+    check_rates,
+)
 
 if TYPE_CHECKING:
     from t2i.data.rows import RecordTable
@@ -124,6 +132,12 @@ class Train(Stage):
             raise ValueError("views.crops: an image has one centre; set views.crop: random")
         if self.cache.text and _trains_text_encoder(self.trained):
             raise ValueError("cache.text: a text encoder is trained, so that its outputs cannot be made beforehand")
+        return self
+
+    @model_validator(mode="after")
+    def _numbers_fit(self) -> Train:
+        check_rates(self.trained, self.optimizer)
+        check_precision(self.trained, self.loop)
         return self
 
     def inspect(self) -> dict[str, JsonValue]:

@@ -29,7 +29,7 @@ def check_packages(trained: LoraSettings | FullSettings, optimizer: OptimizerSet
     """Raise MissingDependencyError for the first package that these settings need and that is not installed."""
     from t2i.training.settings import LoraSettings
 
-    if isinstance(trained, LoraSettings) and trained.base_bits is not None:
+    if isinstance(trained, LoraSettings) and trained.base_bits in (4, 8):
         require_package("bitsandbytes", f"trained.base_bits: {trained.base_bits}")
     if optimizer.type in OPTIMIZER_PACKAGES:
         require_package(OPTIMIZER_PACKAGES[optimizer.type], f"optimizer.type: {optimizer.type}")

@@ -19,6 +19,7 @@ from t2i.data.encode import load_pixels
 from t2i.data.examples import Dataset, ImageExamples
 from t2i.data.settings import BucketSettings, CacheSettings, MaskSettings, ViewSettings
 from t2i.errors import ConfigError
+from t2i.families.base import ModelFamily
 from t2i.families.loading import load_family, locate_checkpoint
 from t2i.objectives import Autoencoder, Classification, Contrastive, Denoising
 from t2i.objectives.base import ImageBatch, LossOutput
@@ -74,14 +75,17 @@ class Task(Protocol):
 class DiffusionTask:
     """A denoiser on cached latents."""
 
-    def __init__(self, settings: TaskSettings, objective: Denoising) -> None:
+    def __init__(self, settings: TaskSettings, objective: Denoising, family: ModelFamily | None = None) -> None:
+        """family: a loaded model, instead of the one that the settings name."""
         if settings.mix is None:
             raise ConfigError("captions: a denoiser needs captions to train on, for example {alt: 1}.")
         self.settings, self.data = settings, _diffusion_data(settings, settings.mix)
         self.data.check_captions()
         # Before the model is loaded, where the recipe says how large images are.
         plan = self.data.plan(settings.resolution) if settings.resolution else None
-        self.family = load_family(settings.model, revision=settings.revision, random_seed=settings.random_seed)
+        self.family = family or load_family(
+            settings.model, revision=settings.revision, random_seed=settings.random_seed
+        )
         lora.freeze(self.family)
         self.resolution = checked_resolution(self.family, settings.resolution)
         check_bucket_step(self.family, settings.buckets)

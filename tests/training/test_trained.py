@@ -27,7 +27,7 @@ from t2i.objectives.base import DiffusionBatch
 from t2i.training.diffusion import diffusion_trainable
 from t2i.training.extras import check_packages
 from t2i.training.optim import build_optimizer
-from t2i.training.settings import LoraModules, LoraSettings, OptimizerSettings
+from t2i.training.settings import LoopSettings, LoraModules, LoraSettings, OptimizerSettings, check_precision
 
 VARIANTS = ("lora", "rslora", "dora")
 RULES = (
@@ -491,6 +491,27 @@ def test_a_quantized_base_is_near_the_model_and_trains_only_the_adapter(
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
     assert all(".lora_" in name for name in trainable.parameters())
+
+
+def test_a_base_of_16_bits_is_the_bf16_model_with_adapters_in_fp32() -> None:
+    expected = tiny.load_sd1()
+    nn.Module.to(expected.pipeline.unet, torch.bfloat16)
+    family = tiny.load_sd1()
+    modules = lora.inject(family, settings(base_bits=16, text_encoder=True), seed=3)
+    parameters = [(name, *entry) for name, module in modules.items() for entry in module.named_parameters()]
+    assert {value.dtype for _, key, value in parameters if ".lora_" in key} == {torch.float32}
+    assert {(name, value.dtype) for name, key, value in parameters if ".lora_" not in key} == {
+        ("unet", torch.bfloat16),
+        ("text_encoder", torch.float32),
+    }
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(predict(family), predict(expected))
+
+
+def test_a_base_of_16_bits_needs_arithmetic_in_bf16() -> None:
+    with pytest.raises(ValueError, match=r"loop\.precision: bf16"):
+        check_precision(settings(base_bits=16), LoopSettings(steps=1, batch_size=1))
+    check_precision(settings(base_bits=16), LoopSettings(steps=1, batch_size=1, precision="bf16"))
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
