@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
-from PIL import Image
 
 from rewards.errors import InputError
 from rewards.images import ImageLike, open_image
@@ -27,7 +25,7 @@ def image_digest(image: ImageLike) -> str:
 
     Raises ImageError for an image that cannot be read.
     """
-    if isinstance(image, Image.Image | np.ndarray):
+    if not isinstance(image, str | os.PathLike):
         pixels = open_image(image)
         return hashlib.sha256(f"pixels {pixels.width}x{pixels.height}:".encode() + pixels.tobytes()).hexdigest()
     try:

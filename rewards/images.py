@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rewards.errors import ImageError
 
-ImageLike: TypeAlias = Image.Image | Path | str | np.ndarray
+if TYPE_CHECKING:
+    import torch
+
+ImageLike: TypeAlias = "Image.Image | Path | str | np.ndarray | torch.Tensor"
 
 MAX_PIXELS = 64 * 1024 * 1024
 """Refused before decoding (8192 x 8192; 200 MB as RGB): a file of a few kilobytes can claim billions of pixels."""
@@ -38,17 +42,20 @@ def open_image(image: ImageLike, name: str = "image") -> Image.Image:
     - Of an animation, the first frame.
     - Arrays: [H, W] or [H, W, 1|3|4], uint8 0..255, uint16 0..65535, or float 0..1. The type decides, never
       the values.
+    - Tensors: as arrays, but channels first, [H, W] or [1|3|4, H, W].
 
     Raises ImageError naming the image: missing, broken, cut off, empty, over MAX_PIXELS or
     MAX_ASPECT, or of no agreed range.
     """
     if isinstance(image, np.ndarray):
         return _to_rgb(_from_array(image, name), name)
+    if _is_tensor(image):
+        return _to_rgb(_from_array(_channels_last(image, name), name), name)
     if isinstance(image, Image.Image):
         name = str(getattr(image, "filename", "")) or name
         return _decode(image, name)
     if not isinstance(image, str | os.PathLike):
-        raise ImageError(f"{name}: found {type(image).__name__}, expected a PIL image, a path or a NumPy array.")
+        raise ImageError(f"{name}: found {type(image).__name__}, expected a PIL image, a path, an array or a tensor.")
     try:
         with Image.open(image) as file:
             return _decode(file, str(image))
@@ -61,6 +68,21 @@ def open_image(image: ImageLike, name: str = "image") -> Image.Image:
             raise
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise ImageError(f"{image}: cannot be read ({reason}).") from error
+
+
+def _is_tensor(image: object) -> TypeGuard[torch.Tensor]:
+    """Whether it is a torch tensor; torch is not imported for the question."""
+    module = sys.modules.get("torch")
+    return module is not None and isinstance(image, module.Tensor)
+
+
+def _channels_last(tensor: torch.Tensor, name: str) -> NDArray[np.generic]:
+    """[C, H, W] or [H, W] -> array as `_from_array` takes it. Raises ImageError for other shapes."""
+    if not (tensor.ndim == 2 or (tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4))):
+        raise ImageError(f"{name}: tensor of shape {tuple(tensor.shape)}; expected [H, W], or [1|3|4, H, W].")
+    values = tensor.detach().cpu()
+    array = (values.float() if values.is_floating_point() else values).numpy()
+    return array if array.ndim == 2 else array.transpose(1, 2, 0)
 
 
 def _check_size(width: int, height: int, name: str) -> None:

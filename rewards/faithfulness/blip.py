@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from rewards.base import Preprocessing
 from rewards.checkpoints import local_folder
+from rewards.clip_head import published
 from rewards.devices import full_precision, runtime_facts
 from rewards.errors import InputError
 from rewards.faithfulness.backends import YesNo
-from rewards.faithfulness.loading import checkpoint_hash, load_model, load_processor, single_token
+from rewards.faithfulness.cards import BackendCard
+from rewards.faithfulness.loading import checkpoint_hash, load_config, load_model, load_processor, single_token
 
 if TYPE_CHECKING:
     import torch
 
+DEFAULT_MODEL = "Salesforce/blip-vqa-base"
 _MAX_ANSWER_TOKENS = 10
 
 
@@ -33,12 +37,30 @@ class BlipVqa:
     are their probabilities as first token of the answer (Huang et al. 2023, T2I-CompBench, arXiv:2307.06350).
     """
 
-    def __init__(
-        self, model: str = "Salesforce/blip-vqa-base", revision: str | None = None, device: str = "cpu"
-    ) -> None:
+    def __init__(self, model: str = DEFAULT_MODEL, revision: str | None = None, device: str = "cpu") -> None:
         self.model_id = str(model)
         self.revision = revision
         self.device = device
+
+    @property
+    def card(self) -> BackendCard:
+        """What the model is."""
+        is_published = self.model_id == DEFAULT_MODEL
+        return BackendCard(
+            weights=self.model_id,
+            revision=self.revision,
+            licence=published("BSD-3-Clause", self.model_id, DEFAULT_MODEL),
+            token_limit=512 if is_published else None,
+            preprocessing=Preprocessing(
+                resize="both sides to the checkpoint's size (384), bicubic; proportions are not kept",
+                antialias=True,
+                crop="none",
+                normalise="mean and standard deviation of the checkpoint's preprocessor_config.json",
+            ),
+            trained_on=published(
+                "129 million image-text pairs, then VQA v2.0 and Visual Genome", self.model_id, DEFAULT_MODEL
+            ),
+        )
 
     def fingerprint(self) -> dict[str, str]:
         """Hash of the checkpoint, code version, libraries. Does not open the model."""
@@ -47,7 +69,7 @@ class BlipVqa:
     @property
     def token_limit(self) -> int:
         """Tokens of a question that are read, first and last token included (512 for the published models)."""
-        return int(self._model.config.text_config.max_position_embeddings)
+        return int(self._config.text_config.max_position_embeddings)
 
     def count_truncated(self, prompts: Sequence[str]) -> int:
         """Number of questions longer than `token_limit`."""
@@ -134,6 +156,10 @@ class BlipVqa:
     @cached_property
     def _folder(self) -> Path:
         return local_folder(self.model_id, self.revision)
+
+    @cached_property
+    def _config(self) -> Any:
+        return load_config(self._folder, self.model_id)
 
     @cached_property
     def _hash(self) -> str:

@@ -13,10 +13,11 @@ from typing import ClassVar, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 
-from rewards.base import ImageLike, Scores1D, check_prompts, check_scores
+from rewards.base import ImageLike, ScorerCard, Scores1D, check_prompts, check_scores
 from rewards.errors import InputError
 from rewards.faithfulness.answers import Interrogator
 from rewards.faithfulness.backends import DEFAULT_BACKEND, VqaSpec
+from rewards.faithfulness.cards import card_of
 from rewards.faithfulness.matching import match_choice
 from rewards.faithfulness.questions import Question, ancestors
 from rewards.faithfulness.readers import OWN_SUITE
@@ -88,6 +89,11 @@ class Dsg:
         self.name = "dsg" if rule == "one_hop" else "dsg_transitive"
         needed = "the parents" if rule == "one_hop" else "all ancestors"
         self.scale = f"share of the prompt's questions answered rightly together with {needed}, 0 to 1"
+
+    @property
+    def card(self) -> ScorerCard:
+        """What the scorer is; weights are those of its VQA backend."""
+        return card_of(self.name, self.version, self.scale, self._interrogator.backend)
 
     def fingerprint(self) -> dict[str, str]:
         """Questions, rule, VQA backend and their versions."""

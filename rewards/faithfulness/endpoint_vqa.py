@@ -8,8 +8,10 @@ from importlib.metadata import version
 
 from PIL import Image
 
+from rewards.base import Preprocessing
 from rewards.errors import InputError, ModelError
 from rewards.faithfulness.backends import YesNo
+from rewards.faithfulness.cards import UNTOLD, BackendCard
 from rewards.faithfulness.endpoint import ChatEndpoint, say, text_of
 from rewards.faithfulness.image_text import ANSWER_INSTRUCTION, YES_NO_INSTRUCTION
 
@@ -39,6 +41,13 @@ class EndpointVqa:
         self._endpoint = ChatEndpoint(url, model, key_env, timeout_s, attempts, backoff_s, parallel)
         self._answer_instruction = answer_instruction
         self._yes_no_instruction = yes_no_instruction
+
+    @property
+    def card(self) -> BackendCard:
+        """The address and the model's name there, which is all that can be told from outside."""
+        preprocessing = Preprocessing("by the server", False, "by the server", "by the server")
+        weights = f"{self._endpoint.model} at {self._endpoint.url}"
+        return BackendCard(weights, None, UNTOLD, None, preprocessing, UNTOLD)
 
     def fingerprint(self) -> dict[str, str]:
         """Address, model's name there, wording. A model that is replaced under its name is not noticed."""

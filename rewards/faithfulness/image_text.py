@@ -9,10 +9,12 @@ from typing import Any
 
 from PIL import Image
 
+from rewards.base import Preprocessing
 from rewards.checkpoints import local_folder
 from rewards.devices import full_precision, runtime_facts
 from rewards.errors import InputError, ModelError
 from rewards.faithfulness.backends import YesNo
+from rewards.faithfulness.cards import UNTOLD, BackendCard
 from rewards.faithfulness.loading import checkpoint_hash, load_model, load_processor, single_token, to_device
 
 ANSWER_INSTRUCTION = "Answer with one word or a short phrase."
@@ -48,6 +50,18 @@ class ImageTextVqa:
         self._answer_instruction = answer_instruction
         self._yes_no_instruction = yes_no_instruction
         self._max_answer_tokens = max_answer_tokens
+
+    @property
+    def card(self) -> BackendCard:
+        """What is known of the model; its licence and data are for its own card to say."""
+        preprocessing = Preprocessing(
+            resize="by the checkpoint's own image processor",
+            antialias=True,
+            crop="by the checkpoint's own image processor",
+            normalise="by the checkpoint's own image processor",
+            dtype=self.dtype,
+        )
+        return BackendCard(self.model_id, self.revision, UNTOLD, None, preprocessing, UNTOLD)
 
     def fingerprint(self) -> dict[str, str]:
         """Hash of the checkpoint, wording, dtype, libraries. Does not open the model."""

@@ -60,6 +60,16 @@ def load_tokenizer(folder: Path, model_id: str) -> Any:
         raise ModelError(f"{model_id}: no readable tokenizer ({_first_line(error)}).") from error
 
 
+def load_config(folder: Path, model_id: str) -> Any:
+    """The checkpoint's configuration. Raises ModelError for none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{model_id}: no readable config.json ({_first_line(error)}).") from error
+
+
 def load_processor(folder: Path, model_id: str) -> Any:
     """The checkpoint's image-text processor, without its video slot if it has one.
 
@@ -68,13 +78,9 @@ def load_processor(folder: Path, model_id: str) -> Any:
     ModelError when there is none, or it reads no images.
     """
     import transformers
-    from transformers import AutoConfig
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-    try:
-        model_type = AutoConfig.from_pretrained(str(folder)).model_type
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{model_id}: no readable config.json ({_first_line(error)}).") from error
+    model_type = load_config(folder, model_id).model_type
     class_name = PROCESSOR_MAPPING_NAMES.get(model_type)
     if not class_name:
         raise ModelError(f"{model_id}: transformers has no processor for {model_type!r}; expected an image-text model.")

@@ -13,10 +13,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from rewards.base import ImageLike, Scores1D, check_prompts, check_scores
+from rewards.base import ImageLike, ScorerCard, Scores1D, check_prompts, check_scores
 from rewards.errors import InputError
 from rewards.faithfulness.answers import Interrogator
 from rewards.faithfulness.backends import DEFAULT_BACKEND, VqaSpec, YesNo
+from rewards.faithfulness.cards import card_of
 from rewards.faithfulness.questions import Question
 from rewards.faithfulness.readers import OWN_SUITE
 from rewards.faithfulness.source import QuestionSource, QuestionSpec
@@ -77,6 +78,11 @@ class PnVqa:
     ) -> None:
         self._source = QuestionSource(questions)
         self._interrogator = Interrogator(vqa, device, batch_size, answers)
+
+    @property
+    def card(self) -> ScorerCard:
+        """What the scorer is; weights are those of its VQA backend."""
+        return card_of(self.name, self.version, self.scale, self._interrogator.backend)
 
     def fingerprint(self) -> dict[str, str]:
         """Questions, wording of opposites, VQA backend and their versions."""

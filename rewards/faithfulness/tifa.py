@@ -13,10 +13,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from rewards.base import ImageLike, Scores1D, check_prompts, check_scores
+from rewards.base import ImageLike, ScorerCard, Scores1D, check_prompts, check_scores
 from rewards.errors import InputError
 from rewards.faithfulness.answers import Interrogator
 from rewards.faithfulness.backends import DEFAULT_BACKEND, VqaSpec
+from rewards.faithfulness.cards import card_of
 from rewards.faithfulness.matching import Nearest, load_nearest, match_choice
 from rewards.faithfulness.questions import Question
 from rewards.faithfulness.readers import OWN_SUITE
@@ -97,6 +98,11 @@ class Tifa:
         self._source = QuestionSource(questions)
         self._interrogator = Interrogator(vqa, device, batch_size, answers)
         self._nearest = load_nearest(nearest, nearest_model, min_similarity, device)
+
+    @property
+    def card(self) -> ScorerCard:
+        """What the scorer is; weights are those of its VQA backend."""
+        return card_of(self.name, self.version, self.scale, self._interrogator.backend)
 
     def fingerprint(self) -> dict[str, str]:
         """Questions, VQA backend, matching and their versions."""

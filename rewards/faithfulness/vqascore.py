@@ -14,10 +14,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from rewards.base import ImageLike, Scores1D, TextLimited, check_prompts, check_scores
+from rewards.base import ImageLike, ScorerCard, Scores1D, TextLimited, check_prompts, check_scores
 from rewards.errors import InputError
 from rewards.faithfulness.answers import Interrogator
 from rewards.faithfulness.backends import DEFAULT_BACKEND, VqaSpec
+from rewards.faithfulness.cards import card_of
 
 TEMPLATE = 'Does this figure show "{prompt}"?'
 
@@ -63,6 +64,11 @@ class VqaScore:
         """Number of prompts that, in the template, are longer than the backend can read."""
         backend = self._interrogator.backend
         return backend.count_truncated(self._questions(prompts)) if isinstance(backend, TextLimited) else 0
+
+    @property
+    def card(self) -> ScorerCard:
+        """What the scorer is; weights are those of its VQA backend."""
+        return card_of(self.name, self.version, self.scale, self._interrogator.backend)
 
     def fingerprint(self) -> dict[str, str]:
         """Template, normalisation, VQA backend and their versions."""

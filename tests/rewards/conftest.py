@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_scorers
+import vqa_tiny
 from PIL import Image
 
 WORDS = ("a", "photo", "of", "red", "blue", "cat", "dog", "big")
@@ -91,14 +92,20 @@ def scorer_options(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) ->
     tiny_scorers.write_open_clip(folder / "hps.pt", tiny_clip)
     tiny_scorers.write_image_reward(folder)
     bert = tiny_scorers.write_bert_tokenizer(folder / "bert")
+    blip = {"name": "blip_vqa", "model": str(vqa_tiny.blip(folder / "blip"))}
+    asking = {"questions": "asking:EveryPrompt", "vqa": "asking:Guessing", "batch_size": 5}
     clip = {"model": str(tiny_clip), "batch_size": 3}
     return {
         "aesthetic": clip | {"head": head},
         "aesthetic_v1": clip | {"head": head},
         "clip_iqa": clip,
         "clip_score": clip,
+        "dsg": asking,
         "hpsv2": {"model": str(folder / "hps.pt"), "base": str(tiny_clip), "batch_size": 3},
         "image_reward": {"model": str(folder), "tokenizer": str(bert), "batch_size": 3},
         "pickscore": clip,
+        "pn_vqa": asking | {"vqa": blip},
         "reward_model": {"model": str(tiny_scorers.write_reward_model(folder / "reward", tiny_clip)), "batch_size": 3},
+        "tifa": asking | {"nearest": "words"},
+        "vqascore": {"vqa": blip, "batch_size": 5},
     }

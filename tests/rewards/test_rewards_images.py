@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from rewards.errors import ImageError, InputError
@@ -29,6 +30,18 @@ def test_path_text_pil_and_arrays_agree(images: list[Image.Image], tmp_path: Pat
         expected = np.asarray(image)
         for given in (path, str(path), image, expected, expected / 255.0, (expected / 255.0).astype(np.float32)):
             np.testing.assert_array_equal(np.asarray(open_image(given)), expected)
+
+
+def test_tensors_are_arrays_with_channels_first(images: list[Image.Image]):
+    expected = np.asarray(images[2])
+    tensor = torch.from_numpy(expected.copy()).permute(2, 0, 1)
+    for given in (tensor, tensor / 255.0, (tensor / 255.0).double().requires_grad_()):
+        np.testing.assert_array_equal(np.asarray(open_image(given)), expected)
+    grey = torch.full((2, 2), 0.5, dtype=torch.bfloat16)
+    assert _pixel(open_image(grey)) == _pixel(open_image(grey[None])) == (128, 128, 128)
+    for wrong in (torch.zeros(8, 8, 3), torch.zeros(1, 3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.int64)):
+        with pytest.raises(ImageError, match=r"images\[1\]"):
+            open_image(wrong, "images[1]")
 
 
 def test_alpha_is_laid_over_white(tmp_path: Path):
