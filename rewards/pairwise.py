@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -97,3 +98,24 @@ def _pairs(margins: ArrayLike, preferences: ArrayLike) -> tuple[Floats, Floats]:
     if not np.isfinite(margin).all() or not ((preference >= 0) & (preference <= 1)).all():
         raise InputError("pairs: expected finite margins and preferences of 0 to 1.")
     return margin, preference
+
+
+def label_pairs(
+    scores: ArrayLike, labels: ArrayLike, prompts: Sequence[Hashable]
+) -> tuple[Floats, Floats, list[Hashable]]:
+    """All pairs of images of one prompt as (margins, preferences, clusters), for `pairwise_accuracy`.
+
+    scores, labels: [n] of the images; larger labels are better, equal ones a tie. Raises InputError for other shapes.
+    """
+    score, label = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    if score.ndim != 1 or score.shape != label.shape or len(prompts) != len(score):
+        raise InputError(f"pairs: {score.shape} scores, {label.shape} labels, {len(prompts)} prompts; expected equal.")
+    members: dict[Hashable, list[int]] = {}
+    for position, prompt in enumerate(prompts):
+        members.setdefault(prompt, []).append(position)
+    pairs = [(first, second) for own in members.values() for first, second in combinations(own, 2)]
+    if not pairs:
+        raise InputError("pairs: no prompt has two images.")
+    first, second = np.array(pairs).T
+    preferences = (np.sign(label[first] - label[second]) + 1) / 2
+    return score[first] - score[second], preferences, [prompts[one] for one, _ in pairs]
