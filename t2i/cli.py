@@ -85,11 +85,18 @@ def plan_command(recipe: RecipeArgument, overrides: OverridesArgument = None) ->
 
 
 @app.command("inspect")
-def inspect_command(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
-    """Show the plan, and light facts about what each stage would read, such as the number of images."""
-    for item in _print_plan(_load(recipe, overrides)):
-        for name, fact in item.stage.inspect().items():
-            typer.echo(f"  {item.name}.{name}: {fact}")
+def inspect_command(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Load each model and measure one training step.")] = False,
+) -> None:
+    """Show the plan, and what each stage will see and take: images, captions, memory, time, disk. Trains nothing."""
+    from t2i.inspection import fact_lines, inspect_stages
+
+    loaded = _load(recipe, overrides)
+    for stage, facts in inspect_stages(_print_plan(loaded), is_probed=probe):
+        for line in fact_lines(stage, facts, runs_root() / loaded.name):
+            typer.echo(line)
 
 
 @app.command("init")

@@ -141,13 +141,17 @@ def _kind(config: JsonObject) -> tuple[JsonValue, JsonValue]:
 def run(recipe: Recipe, root: Path, console: Console | None = None) -> list[PlannedStage]:
     """Run what is not finished, in order; return what was planned. Finished stages are kept whatever happens later.
 
-    Raises RunError if another run holds the folder or the disk gives out, and what a stage raises.
+    Every stage that is to run is checked before the first one runs. Raises RunError if another run holds the folder or
+    the disk gives out, and what a stage raises.
     """
     screen = console or Console()
     with RunDirectory(root, recipe.name) as directory:
         hashes = ContentHashes(root / HASHES)
         planned = _plan(recipe, directory, hashes)
         commit = git_commit(recipe.path.parent) if recipe.path else None
+        for item in planned:
+            if item.status != "skip":
+                item.stage.check()
         for number, item in enumerate(planned, 1):
             _say(screen, f"[{number}/{len(planned)}] {item.name}: {item.status} ({item.reason})")
             if item.status != "skip":

@@ -10,7 +10,7 @@ from pydantic import Field, JsonValue
 from t2i.config import FrozenModel, LocalPath, ModelPath, speed_only
 from t2i.errors import DataError
 from t2i.recipe import Recipe, load_recipe
-from t2i.stages.base import Stage, StageContext
+from t2i.stages.base import InspectContext, Stage, StageContext
 
 
 class Lora(FrozenModel):
@@ -38,7 +38,7 @@ class Read(Stage):
         (context.folder / "names.txt").write_text("\n".join(names))
         return {"images": len(names)}
 
-    def inspect(self) -> dict[str, JsonValue]:
+    def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
         return {"files": len(list(Path(self.images).iterdir()))}
 
 

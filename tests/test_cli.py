@@ -28,7 +28,7 @@ OPTIONS = {
     "": ["--traceback"],
     "run": ["recipe", "overrides"],
     "plan": ["recipe", "overrides"],
-    "inspect": ["recipe", "overrides"],
+    "inspect": ["recipe", "overrides", "--probe"],
     "init": ["folder", "--model", "--output"],
     "generate": ["prompts", "--model", "--adapter", "--steps", "--guidance", "--images", "--seed"],
     "score": ["generations", "--scorers", "--output"],

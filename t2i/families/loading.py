@@ -78,8 +78,8 @@ def load_pipeline(folder: str, facts: FamilyFacts, *, dtype: torch.dtype, random
     if checkpoint.family != facts.name:
         raise ModelError(f"{folder} is of family {checkpoint.family}; expected {facts.name}.")
     pipeline_class = getattr(diffusers, checkpoint.pipeline_class)
-    given = _absent(checkpoint, facts, pipeline_class)
-    _check_files(checkpoint, facts, weights=random_seed is None)
+    given = absent_components(checkpoint, facts, pipeline_class)
+    check_files(checkpoint, facts, weights=random_seed is None)
     try:
         if random_seed is not None:
             given |= random_components(checkpoint, facts, random_seed, dtype)
@@ -100,7 +100,7 @@ def _quiet(pipeline: Any) -> Any:
     return pipeline
 
 
-def _absent(checkpoint: Checkpoint, facts: FamilyFacts, pipeline_class: Any) -> dict[str, Any]:
+def absent_components(checkpoint: Checkpoint, facts: FamilyFacts, pipeline_class: Any) -> dict[str, Any]:
     """Arguments that tell the pipeline what it goes without. Raises ModelError if it cannot go without something."""
     parameters = dict(inspect.signature(pipeline_class.__init__).parameters)
     parameters.pop("self")
@@ -121,12 +121,12 @@ def _absent(checkpoint: Checkpoint, facts: FamilyFacts, pipeline_class: Any) -> 
     return absent
 
 
-def _check_files(checkpoint: Checkpoint, facts: FamilyFacts, *, weights: bool) -> None:
+def check_files(checkpoint: Checkpoint, facts: FamilyFacts, *, weights: bool) -> None:
     """Raise ModelError for a component without its files: transformers makes an empty tokenizer of a missing one.
 
     weights: whether those of a folder are needed too; they are then read as far as their headers.
     """
-    for name, component in _used(checkpoint, facts).items():
+    for name, component in used_components(checkpoint, facts).items():
         folder = checkpoint.configs / name
         if component.library not in _LIBRARIES:
             raise ModelError(f"{checkpoint.configs}: {name} is of {component.library!r}; expected diffusers classes.")
@@ -139,7 +139,8 @@ def _check_files(checkpoint: Checkpoint, facts: FamilyFacts, *, weights: bool) -
             check_weights(folder)
 
 
-def _used(checkpoint: Checkpoint, facts: FamilyFacts) -> dict[str, Component]:
+def used_components(checkpoint: Checkpoint, facts: FamilyFacts) -> dict[str, Component]:
+    """What is loaded of a checkpoint."""
     return {name: value for name, value in checkpoint.components.items() if name not in facts.unused_components}
 
 
@@ -155,17 +156,20 @@ def random_components(checkpoint: Checkpoint, facts: FamilyFacts, seed: int, dty
     from torch import nn
 
     models: dict[str, Any] = {}
-    used = _used(checkpoint, facts)
+    used = used_components(checkpoint, facts)
     for number, name in enumerate(sorted(read_model_index(checkpoint.configs))):
         if name in used and used[name].is_model:
             with seeded_global(seed, "initialisation", number):
-                model = _from_config(_model_class(used[name]), checkpoint.configs / name, library=used[name].library)
+                model = component_from_config(checkpoint, name)
             models[name] = nn.Module.to(model, dtype).eval()
     return models
 
 
-def _from_config(model_class: Any, folder: Path, *, library: str) -> Any:
-    if library == "diffusers":
+def component_from_config(checkpoint: Checkpoint, name: str) -> Any:
+    """A component with the weights that its class starts from."""
+    component, folder = checkpoint.components[name], checkpoint.configs / name
+    model_class = _model_class(component)
+    if component.library == "diffusers":
         return model_class.from_config(model_class.load_config(folder))
     return model_class(model_class.config_class.from_pretrained(folder))
 

@@ -127,7 +127,7 @@ def _prepare_layer(layer: Any, path: str) -> None:
             dora.update_layer(
                 base_layer=layer.get_base_layer(), lora_A=down.weight, lora_B=up.weight, scaling=layer.scaling[NAME]
             )
-        if not (dora.weight > 0).all():
+        if not dora.weight.is_meta and not (dora.weight > 0).all():
             raise ModelError(f"{path}: has rows of zeros, whose direction DoRA cannot train; leave this layer out.")
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, JsonValue
 
 from t2i.config import FrozenModel
 from t2i.config import speed_only as speed_only  # stages import it from here
+
+if TYPE_CHECKING:
+    from t2i.data.preview import Preview
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,19 @@ class StageContext:
         """The one folder that field `name` refers to."""
         [(_, folder)] = self.inputs[name]
         return folder
+
+
+@dataclass(frozen=True)
+class InspectContext:
+    """What `t2i inspect` gives to a stage.
+
+    previews: for every `*_from` field that is set, what the stages it names hand on, in order; None for what only a run
+    can tell. seed: as for a run. is_probed: whether the stage may load its model and measure a step.
+    """
+
+    previews: dict[str, list[Preview | None]]
+    seed: int
+    is_probed: bool = False
 
 
 class Stage(FrozenModel, ABC):
@@ -57,9 +73,16 @@ class Stage(FrozenModel, ABC):
     def run(self, context: StageContext) -> dict[str, Any]:
         """Fill `context.folder`; return the facts for done.json. May be called again on a half-filled folder."""
 
-    def inspect(self) -> dict[str, JsonValue]:
-        """Light facts for `t2i inspect`, such as counts of source images: reads names and headers, loads no model."""
+    def check(self) -> None:
+        """Raise for what is wrong whatever earlier stages find. Called for every stage before the first one runs."""
+
+    def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
+        """Facts for `t2i inspect`, such as images in a bucket: reads names, headers and tokenizers, loads no weights."""
         return {}
+
+    def preview(self, context: InspectContext) -> Preview | None:
+        """The images that it will hand on, without reading their pixels; None if only a run can tell."""
+        return None
 
     @property
     def label(self) -> str:

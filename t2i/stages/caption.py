@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from t2i.captioners import AnyCaptioner, Refusal
+from t2i.captioners import AnyCaptioner, FilesCaptioner, Refusal
 from t2i.data.sources import RECORDS_FILE, ImageSource, load_records, save_records
 from t2i.records import Caption, CaptionedImage, write_text
-from t2i.stages.base import Stage, StageContext
+from t2i.stages.base import InspectContext, Stage, StageContext
+
+if TYPE_CHECKING:
+    from t2i.data.preview import Preview
 
 BATCH = 64
 """Images per captioner call and per shard: fixed, so that an interrupted run goes on at the same boundaries."""
@@ -41,8 +45,37 @@ class CaptionStage(Stage):
             raise ValueError("give exactly one of `data` (a source of images) and `data_from` (a stage)")
         return self
 
-    def inspect(self) -> dict[str, JsonValue]:
-        return {"images": self.data.count()} if self.data and self.data.type != "shapes" else {}
+    def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
+        before = self._images(context)
+        if before is None:
+            return {}
+        facts: dict[str, JsonValue] = {"images": len(before.records)}
+        if isinstance(self.captioner, FilesCaptioner):
+            _, problems = self._from_files(self.captioner, before.records)
+            self._check_refused(problems, len(before.records))
+            facts |= {"without a caption": list(problems)} if problems else {}
+        return facts
+
+    def preview(self, context: InspectContext) -> Preview | None:
+        before = self._images(context)
+        if before is None or not isinstance(self.captioner, FilesCaptioner):
+            return before and dataclasses.replace(before, has_captions=False)
+        rows, _ = self._from_files(self.captioner, before.records)
+        return dataclasses.replace(before, records=rows)
+
+    def _images(self, context: InspectContext) -> Preview | None:
+        from t2i.data.preview import preview_source
+
+        return context.previews["data_from"][0] if self.data is None else preview_source(self.data)
+
+    def _from_files(
+        self, captioner: FilesCaptioner, rows: Sequence[CaptionedImage]
+    ) -> tuple[list[CaptionedImage], list[str]]:
+        """The rows with the captions that lie beside them, and what is wrong where there is none."""
+        captioner.check([Path(row.image) for row in rows])
+        pairs = list(zip(rows, captioner.caption(rows), strict=True))
+        refused = [f"{row.image}: {answer.reason}" for row, answer in pairs if isinstance(answer, Refusal)]
+        return [_with(row, answer) for row, answer in pairs], refused
 
     def run(self, context: StageContext) -> dict[str, Any]:
         if self.data is None:

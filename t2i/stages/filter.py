@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections import Counter
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from t2i.data.sources import RECORDS_FILE, load_records, save_records
 from t2i.records import CaptionedImage, write_text
-from t2i.stages.base import Stage, StageContext
+from t2i.stages.base import InspectContext, Stage, StageContext
+
+if TYPE_CHECKING:
+    from t2i.data.preview import Preview
 
 
 class Filter(Stage):
@@ -56,6 +60,29 @@ class Filter(Stage):
         if given and not self.require:
             raise ValueError(f"{', '.join(given)}: say in `require` which kinds of captions this is about")
         return self
+
+    def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
+        sorted_out = self._sorted_out(context)
+        if sorted_out is None:
+            return {}
+        kept, dropped = sorted_out
+        facts: dict[str, JsonValue] = {"images": len(kept.records)}
+        return facts | ({"dropped": list(dropped)} if dropped else {})
+
+    def preview(self, context: InspectContext) -> Preview | None:
+        sorted_out = self._sorted_out(context)
+        return None if sorted_out is None else sorted_out[0]
+
+    def _sorted_out(self, context: InspectContext) -> tuple[Preview, list[str]] | None:
+        """What is kept and what is not, by sizes, and by captions where they are known; repeats take a run to find."""
+        [before] = context.previews["data_from"]
+        if before is None:
+            return None
+        rules = self if before.has_captions else self.model_copy(update={"require": ()})
+        reasons = [rules._reason(row) for row in before.records]
+        kept = [row for row, reason in zip(before.records, reasons, strict=True) if reason is None]
+        dropped = [f"{row.image} ({why})" for row, why in zip(before.records, reasons, strict=True) if why]
+        return dataclasses.replace(before, records=kept), dropped
 
     def run(self, context: StageContext) -> dict[str, Any]:
         from t2i.errors import DataError

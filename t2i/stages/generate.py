@@ -13,7 +13,7 @@ from t2i.config import LocalPath, ModelPath
 from t2i.data.prompts import PromptSource
 from t2i.records import GeneratedImage, write_bytes, write_jsonl, write_text
 from t2i.sampling import SamplingSettings
-from t2i.stages.base import Stage, StageContext
+from t2i.stages.base import InspectContext, Stage, StageContext
 
 if TYPE_CHECKING:
     from t2i.sampling import Sampler
@@ -57,7 +57,7 @@ class Generate(Stage):
             raise ValueError("give `weights_from` (a stage) or `adapter` (a LoRA file), not both")
         return self
 
-    def inspect(self) -> dict[str, JsonValue]:
+    def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
         prompts = len(self.prompts.read(self.seed or 0))
         return {"prompts": prompts, "images": prompts * self.images_per_prompt}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
@@ -10,7 +12,7 @@ from t2i.config import ModelPath
 from t2i.data.settings import BucketSettings, CacheSettings, DatasetSettings, MaskSettings, ViewSettings
 from t2i.data.sources import RECORDS_FILE, ImageSource, ImageSources, ShapesSource, save_records
 from t2i.objectives import AnyObjective, Classification, Contrastive, Denoising
-from t2i.stages.base import Stage, StageContext
+from t2i.stages.base import InspectContext, Stage, StageContext
 from t2i.training.settings import (
     FullSettings,
     LoopSettings,
@@ -22,7 +24,10 @@ from t2i.training.settings import (
 )
 
 if TYPE_CHECKING:
+    from t2i.data.preview import Preview
     from t2i.data.rows import RecordTable
+    from t2i.records import CaptionedImage
+    from t2i.training.tasks import TaskSettings
 
 
 WORKING_FOLDERS = ("latents", "checkpoints")
@@ -140,28 +145,33 @@ class Train(Stage):
         check_precision(self.trained, self.loop)
         return self
 
-    def inspect(self) -> dict[str, JsonValue]:
-        examples = self.loop.steps * self.loop.batch_size
-        facts: dict[str, JsonValue] = {"steps": self.loop.steps, "examples seen": examples}
-        sources = self._sources()
-        if sources and not any(isinstance(source, ShapesSource) for source in sources):
-            images = sum(source.count() for source in sources if not isinstance(source, ShapesSource))
-            facts |= {"images": images, "passes": round(examples / images, 2)} | self._bucket_facts()
-        return facts
+    def check(self) -> None:
+        if self.model is None or not isinstance(self.objective, Denoising):
+            return
+        from t2i.training.outline import outline_training
 
-    def _bucket_facts(self) -> dict[str, JsonValue]:
-        """Images of each bucket and the names of those that do not fit, from the headers of the images."""
-        if self.buckets is None or self.resolution is None:
-            return {}
-        import numpy as np
+        outline_training(self._task_settings(self.model, [[]] * self._sets(), self.seed or 0, Path()), self.objective)
 
-        from t2i.data.buckets import plan_buckets
+    def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
+        facts: dict[str, JsonValue] = {"steps": self.loop.steps, "examples seen": self.loop.steps * self.loop.batch_size}
+        if self.model is None or not isinstance(self.objective, Denoising):
+            return facts
+        from t2i.training.inspection import Inspection
 
-        rows = [row for source in self._sources() if not isinstance(source, ShapesSource) for row in source.sizes()]
-        sizes = np.array([(width, height) for _, width, height in rows], dtype=np.int32).reshape(-1, 2)
-        plan = plan_buckets(sizes, self.resolution, self.buckets, lambda record: rows[record][0])
-        plan.check_batch(self.loop.batch_size)
-        return plan.facts()
+        previews = self._previews(context)
+        known = [preview for preview in previews if preview is not None]
+        tables = [preview.records for preview in known] if len(known) == len(previews) else [[]] * len(previews)
+        settings = self._task_settings(self.model, tables, context.seed, Path())
+        has_captions = all(preview.has_captions for preview in known)
+        inspection = Inspection(settings, self.objective, self.loop, self.optimizer, has_captions)
+        return facts | inspection.facts(is_probed=context.is_probed)
+
+    def _previews(self, context: InspectContext) -> list[Preview | None]:
+        from t2i.data.preview import preview_source
+
+        if self.data_from is not None:
+            return context.previews["data_from"]
+        return [preview_source(source) for source in self._sources()]
 
     def _sources(self) -> tuple[ImageSource, ...]:
         if self.data is None:
@@ -187,9 +197,12 @@ class Train(Stage):
     def _train(self, context: StageContext) -> dict[str, Any]:
         from t2i.data.batches import KeyedBatches
         from t2i.training.loop import fit
+        from t2i.training.outputs import MODEL_FOLDER
         from t2i.training.tasks import build_task
 
-        task = build_task(self._task_settings(context), self.objective)
+        model = str(context.input("model_from") / MODEL_FOLDER) if self.model_from else self.model or ""
+        settings = self._task_settings(model, self._tables(context), context.seed, context.folder)
+        task = build_task(settings, self.objective)
         batches = KeyedBatches(
             task.examples,
             context.seed,
@@ -220,28 +233,28 @@ class Train(Stage):
 
         return max(1, self.loop.batch_size // PartialState().num_processes)
 
-    def _task_settings(self, context: StageContext) -> Any:
+    def _task_settings(
+        self, model: str, tables: Sequence[Sequence[CaptionedImage]], seed: int, folder: Path
+    ) -> TaskSettings:
+        """tables: the records of every source or stage, in order."""
         from t2i.data.captions import CaptionMix
         from t2i.data.diffusion import make_datasets
         from t2i.data.rows import JoinedRecords
-        from t2i.training.outputs import MODEL_FOLDER
         from t2i.training.tasks import TaskSettings
 
-        model = str(context.input("model_from") / MODEL_FOLDER) if self.model_from else self.model
-        tables = self._tables(context)
         lengths = [len(table) for table in tables]
         mix = CaptionMix(dict(self.captions), self.caption_dropout, self.trigger_words) if self.captions else None
         return TaskSettings(
-            model=model or "",
+            model=model,
             revision=self.revision,
-            random_seed=context.seed if self.init == "random" else None,
+            random_seed=seed if self.init == "random" else None,
             trained=self.trained,
             mix=mix,
             resolution=self.resolution,
             posterior=self.posterior,
             records=tables[0] if len(tables) == 1 else JoinedRecords(tables),
-            seed=context.seed,
-            folder=context.folder,
+            seed=seed,
+            folder=folder,
             encode_batch_size=self.encode_batch_size,
             datasets=make_datasets(lengths, self.datasets, self.captions, self.caption_dropout, self.trigger_words),
             buckets=self.buckets,

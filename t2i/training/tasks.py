@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -27,6 +27,7 @@ from t2i.randomness import seeded_global
 from t2i.records import CaptionedImage
 from t2i.training.diffusion import diffusion_trainable
 from t2i.training.loop import Trainable
+from t2i.training.outline import check_bucket_step, check_nothing_cached_is_trained, checked_resolution
 from t2i.training.outputs import ADAPTER_FOLDER, LORA_FILE, MODEL_FOLDER, forget_origin
 from t2i.training.settings import FullSettings, LoraSettings
 
@@ -79,7 +80,7 @@ class DiffusionTask:
         """family: a loaded model, instead of the one that the settings name."""
         if settings.mix is None:
             raise ConfigError("captions: a denoiser needs captions to train on, for example {alt: 1}.")
-        self.settings, self.data = settings, _diffusion_data(settings, settings.mix)
+        self.settings, self.data = settings, diffusion_data(settings, settings.mix)
         self.data.check_captions()
         # Before the model is loaded, where the recipe says how large images are.
         plan = self.data.plan(settings.resolution) if settings.resolution else None
@@ -265,7 +266,8 @@ def build_task(settings: TaskSettings, objective: Denoising | Autoencoder | Cont
     return ClassificationTask(settings, objective)
 
 
-def _diffusion_data(settings: TaskSettings, mix: CaptionMix) -> DiffusionData:
+def diffusion_data(settings: TaskSettings, mix: CaptionMix) -> DiffusionData:
+    """The records and how they are used."""
     return DiffusionData(
         settings.records,
         settings.datasets or (Dataset(0, len(settings.records), mix),),
@@ -278,33 +280,6 @@ def _diffusion_data(settings: TaskSettings, mix: CaptionMix) -> DiffusionData:
         settings.batch_size,
         settings.encode_batch_size,
     )
-
-
-def checked_resolution(family: Any, resolution: int | None) -> int:
-    """The recipe's resolution, or the model's own. Raises ConfigError unless the model can take it."""
-    chosen = resolution or family.default_size
-    if chosen % family.pixel_multiple:
-        raise ConfigError(f"resolution: {chosen} is not a multiple of {family.pixel_multiple}, which this model needs.")
-    return chosen
-
-
-def check_bucket_step(family: Any, buckets: BucketSettings | None) -> None:
-    """Raise ConfigError unless the model can take images of every bucket."""
-    if buckets and buckets.step % family.pixel_multiple:
-        needed = family.pixel_multiple
-        raise ConfigError(f"buckets.step: {buckets.step} is not a multiple of {needed}, which this model needs.")
-
-
-def check_nothing_cached_is_trained(family: Any, components: Mapping[str, nn.Module], cache: CacheSettings) -> None:
-    """Raise ConfigError for a component that would be trained although its outputs were computed beforehand."""
-    if "vae" in components:
-        raise ConfigError("trained.components: vae: a denoiser sees latents made beforehand, so this trains nothing.")
-    encoders = [name for name in components if name in family.facts.text_encoders]
-    if cache.text and encoders:
-        raise ConfigError(
-            f"cache.text: {', '.join(encoders)} is trained, so its outputs change with every step and cannot be "
-            "cached. Leave cache.text off, or train no text encoder."
-        )
 
 
 def save_pipeline(pipeline: Any, folder: Path) -> dict[str, Any]:

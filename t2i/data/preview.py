@@ -1,0 +1,55 @@
+"""Which images a stage will hand on, as far as headers and text files tell before it has run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from t2i.data.sources import FolderSource, ImageSource, RecordsSource, iterate_records
+from t2i.errors import DataError
+from t2i.records import CaptionedImage
+from t2i.resources import resolve_path
+
+
+@dataclass(frozen=True)
+class Preview:
+    """records: with an empty id where no bytes were read. has_captions: False if a model is still to write them."""
+
+    records: Sequence[CaptionedImage]
+    has_captions: bool = True
+
+
+def preview_source(source: ImageSource) -> Preview | None:
+    """The images of a source without reading their pixels; None if only a run can tell.
+
+    Raises DataError that lists images whose headers cannot be read.
+    """
+    if isinstance(source, FolderSource):
+        return Preview(_headers(source))
+    if isinstance(source, RecordsSource):
+        return Preview(list(iterate_records(resolve_path(source.path))))
+    return None
+
+
+def _headers(source: FolderSource) -> list[CaptionedImage]:
+    from t2i.data.images import list_images, seen_size
+
+    rows, problems = [], []
+    for path in list_images(resolve_path(source.path)):
+        try:
+            width, height = seen_size(path)
+            rows.append(CaptionedImage("", str(path), width, height))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
+    return rows
+
+
+def joined(previews: Sequence[Preview | None]) -> Preview | None:
+    """Several one after the other; None if one of them is not known."""
+    known = [preview for preview in previews if preview is not None]
+    if len(known) < len(previews):
+        return None
+    records = [row for preview in known for row in preview.records]
+    return Preview(records, all(preview.has_captions for preview in known))

@@ -1,0 +1,169 @@
+"""What `t2i inspect` says of a run that trains a denoiser: its data, its size, and one measured step if asked for."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import JsonValue
+
+from t2i import lora
+from t2i.data.buckets import BucketPlan, square_plan
+from t2i.data.diffusion import count_truncated
+from t2i.families.loading import load_family
+from t2i.objectives import Denoising
+from t2i.objectives.base import DiffusionBatch
+from t2i.training.diffusion import diffusion_trainable
+from t2i.training.estimate import Estimate, estimate_run, largest_bucket
+from t2i.training.log import read_metrics
+from t2i.training.loop import fit, micro_steps
+from t2i.training.measured import Measured, forget_peak_memory, peak_memory
+from t2i.training.outline import TrainingOutline, outline_training
+from t2i.training.settings import LoopSettings, OptimizerSettings
+from t2i.training.tasks import TaskSettings, diffusion_data
+
+if TYPE_CHECKING:
+    from t2i.families.base import ModelFamily
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A train stage to look at. settings.records: empty where only a run can tell which images there are."""
+
+    settings: TaskSettings
+    objective: Denoising
+    loop: LoopSettings
+    optimizer: OptimizerSettings
+    has_captions: bool
+    """False if a model is still to write them."""
+
+    def facts(self, *, is_probed: bool) -> dict[str, JsonValue]:
+        """In the order in which they are found out. Raises what the run would raise, before anything is loaded."""
+        micro_steps(self.loop, 1)
+        outline = outline_training(self.settings, self.objective)
+        facts: dict[str, JsonValue] = {"family": outline.family.facts.name, "resolution": outline.resolution}
+        plan = self._plan(outline)
+        facts |= self._data_facts(plan, outline) | _trained_facts(outline)
+        # Before the estimate, which uses the outline up.
+        estimate = estimate_run(outline, self.settings, self.loop, self.optimizer, plan)
+        facts |= estimate_facts(estimate, self.loop.steps)
+        if is_probed:
+            measured = probe_step(self, plan or square_plan(1, outline.resolution))
+            facts["one measured step"] = measured_text(measured)
+        return facts
+
+    def _plan(self, outline: TrainingOutline) -> BucketPlan | None:
+        if not self.settings.records or self.settings.mix is None:
+            return None
+        data = diffusion_data(self.settings, self.settings.mix)
+        if self.has_captions:
+            data.check_captions()
+        return data.plan(outline.resolution)
+
+    def _data_facts(self, plan: BucketPlan | None, outline: TrainingOutline) -> dict[str, JsonValue]:
+        if plan is None or self.settings.mix is None:
+            return {"images": "known once the stages before have run"}
+        kept = int((plan.of_record >= 0).sum())
+        passes = self.loop.steps * self.loop.batch_size / kept
+        facts: dict[str, JsonValue] = {"images": kept, "passes": round(passes, 2), **plan.facts()}
+        if self.has_captions:
+            texts = diffusion_data(self.settings, self.settings.mix).texts()
+            counts = count_truncated(outline.family, texts)
+            facts["captions longer than the text encoder reads"] = {
+                name: f"{count} of {len(texts)}" for name, count in counts.items()
+            }
+        return facts
+
+
+def _trained_facts(outline: TrainingOutline) -> dict[str, JsonValue]:
+    modules: dict[str, JsonValue] = dict(outline.trained_modules())
+    return {"trained layers": modules, "trained parameters": outline.trained_parameters()}
+
+
+def estimate_facts(estimate: Estimate, steps: int) -> dict[str, JsonValue]:
+    """An estimate in words."""
+    parts = (
+        ("weights", estimate.weight_bytes),
+        ("trained, gradients, optimizer", estimate.training_bytes),
+        ("activations", estimate.activation_bytes),
+    )
+    seconds = estimate.seconds_per_step
+    return {
+        "frozen parameters": estimate.frozen_parameters,
+        "estimated memory": f"{size_text(estimate.memory_bytes)} ({', '.join(f'{n} {size_text(b)}' for n, b in parts)})",
+        "estimated time": f"at least {seconds:.3g} s a step, {seconds * steps / 3600:.2g} h in all: "
+        f"{estimate.flops_per_step / 1e12:.3g} TFLOP a step at this machine's matrix rate",
+        "estimated disk": f"cache {size_text(estimate.cache_bytes)}, checkpoints {size_text(estimate.checkpoint_bytes)}",
+    }
+
+
+def measured_text(measured: Measured) -> str:
+    """A measurement in words."""
+    memory = "memory not measured without a GPU"
+    if measured.memory_bytes is not None:
+        memory = f"{size_text(measured.memory_bytes)} at most on the GPU"
+    return f"{measured.seconds_per_step:.3g} s, {memory}"
+
+
+def size_text(count: int) -> str:
+    """Bytes as people read them."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def probe_step(inspection: Inspection, plan: BucketPlan) -> Measured:
+    """Load the model and train one step on noise of the largest bucket's size, after one that warms up."""
+    settings = inspection.settings
+    family = load_family(settings.model, revision=settings.revision, random_seed=settings.random_seed)
+    lora.freeze(family)
+    if torch.cuda.is_available():
+        family.pipeline.to("cuda")
+    trainable, _ = diffusion_trainable(family, inspection.objective, settings.trained, settings.seed)
+    loop = inspection.loop.model_copy(update={"steps": 2, "checkpoint_every": 2, "log_every": 1, "workers": 0})
+    batches = _NoiseBatches(_noise_batch(inspection, family, plan), micro_steps(loop, 1))
+    forget_peak_memory()
+    with tempfile.TemporaryDirectory(prefix="t2i-probe-") as name:
+        fit(trainable, batches, loop, inspection.optimizer, Path(name), seed=settings.seed)
+        last = read_metrics(Path(name) / "metrics.jsonl")[-1]
+    return Measured(loop.batch_size / last["images_per_second"], peak_memory())
+
+
+@torch.no_grad()
+def _noise_batch(inspection: Inspection, family: ModelFamily, plan: BucketPlan) -> DiffusionBatch:
+    """A micro-batch as large as the largest that the run will see; captions encoded where the run has them cached."""
+    width, height = largest_bucket(plan)
+    count = inspection.loop.micro_batch_size or inspection.loop.batch_size
+    device = next(family.denoiser.parameters()).device
+    latents = family.encode_images(torch.zeros(1, 3, height, width, device=device)).mean
+    latents = torch.randn(count, *latents.shape[1:], generator=torch.Generator().manual_seed(0))
+    prompts = ("a photo",) * count
+    conditioning = None
+    if inspection.settings.cache.text:
+        conditioning = replace(family.encode_prompts(prompts), sizes=None)
+    sizes = torch.tensor([[height, width, 0.0, 0.0, height, width]] * count) if family.facts.takes_sizes else None
+    noise = latents.flip(0, 1)
+    return DiffusionBatch(
+        latents, noise, torch.full((count,), 0.5), prompts, sizes, conditioning, keys=tuple(range(count))
+    )
+
+
+@dataclass(frozen=True)
+class _NoiseBatches:
+    """The same micro-batch again and again."""
+
+    batch: DiffusionBatch
+    micro_steps: int
+
+    def micro_batches(self, first_step: int, last_step: int, rank: int, world_size: int) -> Iterator[DiffusionBatch]:
+        return iter([self.batch] * ((last_step - first_step) * self.micro_steps))
+
+    def describe(self, step: int) -> str:
+        return f"noise of shape {list(self.batch.latents.shape)}"

@@ -1,0 +1,134 @@
+"""A training run made ready without weights: what can be refused or counted before anything heavy is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from t2i import lora
+from t2i.errors import ConfigError
+from t2i.families.outline import outline_family
+from t2i.objectives.base import DiffusionBatch
+from t2i.training.arithmetic import StepArithmetic, step_arithmetic
+from t2i.training.diffusion import diffusion_trainable
+from t2i.training.settings import LoraSettings
+
+if TYPE_CHECKING:
+    from t2i.data.settings import BucketSettings, CacheSettings
+    from t2i.families.base import ModelFamily
+    from t2i.objectives import Denoising
+    from t2i.training.loop import Trainable
+    from t2i.training.tasks import TaskSettings
+
+_PROMPT = "a photo"
+
+
+@dataclass(frozen=True)
+class TrainingOutline:
+    """A denoiser with its adapters, and nothing in its tensors."""
+
+    family: ModelFamily
+    trainable: Trainable
+    components: Mapping[str, nn.Module]
+    """What is trained, by its name in the pipeline."""
+    resolution: int
+    """Side of the square in pixels: the recipe's, or the model's own."""
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every component of the pipeline that has weights."""
+        components = self.family.pipeline.components
+        return {name: value for name, value in components.items() if isinstance(value, nn.Module)}
+
+    def trained_parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(value.numel() for value in self.trainable.parameters().values())
+
+    def trained_modules(self) -> dict[str, int]:
+        """For each trained component: how many of its layers are."""
+        owners = {name: set[str]() for name in self.components}
+        for path in self.trainable.parameters():
+            component, _, rest = path.removeprefix("components.").partition(".")
+            owners[component].add(rest.partition(".lora_")[0] if ".lora_" in rest else rest.rpartition(".")[0])
+        return {name: len(paths) for name, paths in owners.items()}
+
+    @torch.no_grad()
+    def latents(self, width: int, height: int, count: int = 1) -> Tensor:
+        """Shape of the latents of images of a size in pixels, [count, C, h, w]."""
+        return self.family.encode_images(torch.zeros(count, 3, height, width, device="meta")).mean
+
+    @torch.no_grad()
+    def text_bytes(self) -> int:
+        """What one caption takes in the cache of encoded captions."""
+        sizes: list[int] = []
+        conditioning = replace(self.family.encode_prompts([_PROMPT]), sizes=None)
+        conditioning.map(lambda tensor: (sizes.append(tensor.nbytes), tensor)[1])
+        return sum(sizes)
+
+    def step(self, size: tuple[int, int], count: int, *, text_is_cached: bool, dtype: torch.dtype) -> StepArithmetic:
+        """One pass over `count` images of a width and height, computed in a dtype. The outline takes that dtype."""
+        for module in self.modules.values():
+            nn.Module.to(module, dtype)
+        batch = self._batch(size, count, text_is_cached=text_is_cached, dtype=dtype)
+        module = self.trainable.module
+        return step_arithmetic(module, lambda: module(batch).loss, self.modules.values())
+
+    def _batch(self, size: tuple[int, int], count: int, *, text_is_cached: bool, dtype: torch.dtype) -> DiffusionBatch:
+        latents = self.latents(*size, count).to(dtype)
+        prompts = (_PROMPT,) * count
+        conditioning = None
+        if text_is_cached:
+            with torch.no_grad():
+                conditioning = replace(self.family.encode_prompts(prompts), sizes=None)
+        sizes = torch.zeros(count, 6, device="meta", dtype=dtype) if self.family.facts.takes_sizes else None
+        uniform, keys = torch.zeros(count, device="meta"), tuple(range(count))
+        return DiffusionBatch(latents, latents, uniform, prompts, sizes, conditioning, keys=keys)
+
+
+def outline_training(settings: TaskSettings, objective: Denoising) -> TrainingOutline:
+    """Build it. Raises ModelError for a checkpoint that cannot be trained, ConfigError for settings that do not fit it.
+
+    Weights of a local checkpoint must be there and whole, unless training starts from random ones.
+    """
+    family = outline_family(settings.model, revision=settings.revision, weights=settings.random_seed is None)
+    resolution = checked_resolution(family, settings.resolution)
+    check_bucket_step(family, settings.buckets)
+    objective.process(family.noise)
+    trained = settings.trained
+    if isinstance(trained, LoraSettings):
+        # Quantizing needs the weights; adapters are the same without.
+        trained = trained.model_copy(update={"base_bits": None})
+    trainable, components = diffusion_trainable(family, objective, trained, settings.seed)
+    check_nothing_cached_is_trained(family, components, settings.cache)
+    return TrainingOutline(family, trainable, components, resolution)
+
+
+def checked_resolution(family: Any, resolution: int | None) -> int:
+    """The recipe's resolution, or the model's own. Raises ConfigError unless the model can take it."""
+    chosen = resolution or family.default_size
+    if chosen % family.pixel_multiple:
+        raise ConfigError(f"resolution: {chosen} is not a multiple of {family.pixel_multiple}, which this model needs.")
+    return chosen
+
+
+def check_bucket_step(family: Any, buckets: BucketSettings | None) -> None:
+    """Raise ConfigError unless the model can take images of every bucket."""
+    if buckets and buckets.step % family.pixel_multiple:
+        needed = family.pixel_multiple
+        raise ConfigError(f"buckets.step: {buckets.step} is not a multiple of {needed}, which this model needs.")
+
+
+def check_nothing_cached_is_trained(family: Any, components: Mapping[str, nn.Module], cache: CacheSettings) -> None:
+    """Raise ConfigError for a component that would be trained although its outputs were computed beforehand."""
+    if "vae" in components:
+        raise ConfigError("trained.components: vae: a denoiser sees latents made beforehand, so this trains nothing.")
+    encoders: Sequence[str] = [name for name in components if name in family.facts.text_encoders]
+    if cache.text and encoders:
+        raise ConfigError(
+            f"cache.text: {', '.join(encoders)} is trained, so its outputs change with every step and cannot be "
+            "cached. Leave cache.text off, or train no text encoder."
+        )
