@@ -226,12 +226,11 @@ TROUBLES: dict[str, Trouble] = {
         CAPTIONED,
     ),
     "resolution not a multiple": Trouble(
-        lambda folder: "train.resolution=30", ("resolution: 30 is not a multiple of 4",), CAPTIONED
+        lambda folder: "train.resolution=30", ("resolution: 30 is not a multiple of 4",)
     ),
     "unknown LoRA target": Trouble(
         lambda folder: "train.trained.targets=[to_q, to_w]",
         ("LoRA targets ['to_w'] do not name layers of unet; nearest: to_v; known: ", "to_k"),
-        CAPTIONED,
     ),
     "unknown caption kind": Trouble(
         lambda folder: "train.captions={dense: 1}", ("3 of 3 images have no caption of kind 'dense'",), CAPTIONED
@@ -239,19 +238,17 @@ TROUBLES: dict[str, Trouble] = {
     "folder that is no model": Trouble(
         lambda folder: "model=./photographs",
         ("photographs: no model_index.json; expected a folder in diffusers layout",),
-        CAPTIONED,
     ),
     "model that is not to be had": Trouble(
         lambda folder: "model=nobody/nothing",
         ("model 'nobody/nothing': neither a local folder nor to be had from the hub",),
-        CAPTIONED,
     ),
     "pipeline of another kind": Trouble(
-        other_pipeline, ("pipeline class 'KandinskyPipeline' is not supported; supported: ",), CAPTIONED
+        other_pipeline, ("pipeline class 'KandinskyPipeline' is not supported; supported: ",)
     ),
-    "truncated denoiser": Trouble(broken_model("unet"), ("model.safetensors: truncated",), CAPTIONED),
-    "truncated text encoder": Trouble(broken_model("text_encoder"), ("model.safetensors: truncated",), CAPTIONED),
-    "truncated autoencoder": Trouble(broken_model("vae"), ("model.safetensors: truncated",), CAPTIONED),
+    "truncated denoiser": Trouble(broken_model("unet"), ("model.safetensors: truncated",)),
+    "truncated text encoder": Trouble(broken_model("text_encoder"), ("model.safetensors: truncated",)),
+    "truncated autoencoder": Trouble(broken_model("vae"), ("model.safetensors: truncated",)),
     "empty prompts file": Trouble(empty_prompts, ("prompts.txt: no prompt",), TRAINED),
 }
 
@@ -271,11 +268,11 @@ def test_trouble_with_files_is_one_message_and_keeps_what_is_finished(folder: Pa
 
 
 def test_after_the_trouble_is_mended_the_run_goes_on(folder: Path) -> None:
-    assert t2i("run", "bad.yaml", "train.resolution=30").exit_code == 2
+    assert t2i("run", "bad.yaml", "train.resolution=48").exit_code == 2
     mended = t2i("run", "bad.yaml")
     assert mended.exit_code == 0, mended.output
     assert "[2/5] filter: skip (finished 20" in mended.stdout
-    assert "[3/5] train: run (resolution: 30 -> 32)" in mended.stdout
+    assert "[3/5] train: run (resolution: 48 -> 32)" in mended.stdout
     assert done_stages(folder) == list(STAGES)
 
 

@@ -1,7 +1,7 @@
 """A model without its weights: every tensor has a shape and a dtype and nothing in it (torch's meta device).
 
-Of a checkpoint of any size this takes a second or two and next to no memory. Tokenizers and schedulers are real, so that
-facts, limits and checks that need no weights are those of the loaded model, and a pass through it gives shapes.
+Of a checkpoint of any size this takes a second or two and next to no memory. Tokenizers and schedulers are real: facts,
+limits and checks that need no weights are those of the loaded model, and a pass through it gives shapes.
 """
 
 from __future__ import annotations

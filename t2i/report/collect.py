@@ -15,14 +15,21 @@ from t2i.report.model import (
     Cell,
     ComparisonRow,
     Curve,
+    EstimateRow,
     Note,
     PromptPanel,
     Report,
     ScoreRow,
     StageSummary,
 )
+from t2i.report.numbers import NOT_AVAILABLE, byte_size
 
 _ROLES = {"held_out": "held out", "train": "trained on", "control": "control"}
+_SIZES = {
+    "memory_bytes": "memory of a step",
+    "cache_bytes": "encoded images and captions on disk",
+    "checkpoint_bytes": "checkpoints on disk, at most",
+}
 _CURVES = {"loss": "loss", "grad_norm": "gradient norm", "learning_rate": "learning rate"}
 Key = tuple[str, int, int]
 
@@ -56,6 +63,7 @@ def collect_report(sources: Sources, *, title: str, recipe_name: str, panels: in
         worst_panels=tuple(sorted(everything, key=chosen.last_score)[:extremes]),
         most_changed_panels=tuple(sorted(everything, key=lambda panel: -abs(panel.change or 0.0))[:extremes]),
         curves=tuple(curve for name, folder in sources.trainings for curve in _curves(name, folder)),
+        estimates=tuple(row for name, folder in sources.trainings for row in _estimates(name, folder)),
         notes=tuple(_notes(sources, scorers)),
         stages=tuple(_stages(sources)),
         provenance=tuple(_provenance(sources.scores[-1][1])),
@@ -172,6 +180,23 @@ def _curves(stage: str, folder: Path) -> list[Curve]:
     return curves
 
 
+def _estimates(stage: str, folder: Path) -> list[EstimateRow]:
+    """What a train stage said before it began, beside what it took."""
+    facts = _read(folder / "done.json")["facts"]
+    estimated, measured = facts.get("estimated"), facts.get("measured")
+    if estimated is None or measured is None:
+        return []
+    seconds = [f"{value:.3g} s" if value is not None else NOT_AVAILABLE for value in (
+        estimated["seconds_per_step"], measured["seconds_per_step"])]  # fmt: skip
+    return [
+        *(
+            EstimateRow(stage, quantity, byte_size(estimated[name]), byte_size(measured[name]))
+            for name, quantity in _SIZES.items()
+        ),
+        EstimateRow(stage, "a step, at least", *seconds),
+    ]
+
+
 def _notes(sources: Sources, scorers: list[dict[str, Any]]) -> list[Note]:
     notes = []
     for scorer in scorers:
@@ -196,7 +221,8 @@ def _stages(sources: Sources) -> list[StageSummary]:
         if folder in found:
             continue
         done, config, provenance = (_read(folder / f"{name}.json") for name in ("done", "config", "provenance"))
-        facts = tuple((name, str(value)) for name, value in done["facts"].items())
+        shown = {name: value for name, value in done["facts"].items() if name not in ("estimated", "measured")}
+        facts = tuple((name, str(value)) for name, value in shown.items())
         summary = StageSummary(config["stage"], config["identity"]["type"], provenance["wall_seconds"], facts)
         found[folder] = done["finished"], summary
         todo += [folder.parent / name for name in provenance["inputs"].values()]

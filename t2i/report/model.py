@@ -145,6 +145,16 @@ class StageSummary:
 
 
 @dataclass(frozen=True)
+class EstimateRow:
+    """One quantity of a training run: by arithmetic before it, and as measured. Texts with their units."""
+
+    stage: str
+    quantity: str
+    estimated: str
+    measured: str
+
+
+@dataclass(frozen=True)
 class Note:
     """What the numbers leave out: missing, blank, unreadable images, truncated prompts. count None: not counted."""
 
@@ -175,5 +185,6 @@ class Report:
     most_changed_panels: tuple[PromptPanel, ...] = ()
     curves: tuple[Curve, ...] = ()
     notes: tuple[Note, ...] = ()
+    estimates: tuple[EstimateRow, ...] = ()
     stages: tuple[StageSummary, ...] = ()
     provenance: tuple[tuple[str, str], ...] = ()

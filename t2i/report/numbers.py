@@ -117,6 +117,18 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def byte_size(count: float | None) -> str:
+    """`512 B`, `1.50 MiB`, `12.3 GiB`."""
+    if count is None or not math.isfinite(count):
+        return NOT_AVAILABLE
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{size:.0f} {unit}" if unit == "B" else f"{number(size, _decimals(max(size, 0.01), digits=3))} {unit}"
+
+
 def counted(count: int, noun: str) -> str:
     """`1 prompt`, `240 prompts`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -77,7 +77,7 @@ class Stage(FrozenModel, ABC):
         """Raise for what is wrong whatever earlier stages find. Called for every stage before the first one runs."""
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
-        """Facts for `t2i inspect`, such as images in a bucket: reads names, headers and tokenizers, loads no weights."""
+        """Facts for `t2i inspect`, such as images in a bucket: reads headers and tokenizers, loads no weights."""
         return {}
 
     def preview(self, context: InspectContext) -> Preview | None:

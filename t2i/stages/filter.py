@@ -67,7 +67,9 @@ class Filter(Stage):
             return {}
         kept, dropped = sorted_out
         facts: dict[str, JsonValue] = {"images": len(kept.records)}
-        return facts | ({"dropped": list(dropped)} if dropped else {})
+        if dropped:
+            facts["dropped"] = list(dropped)
+        return facts
 
     def preview(self, context: InspectContext) -> Preview | None:
         sorted_out = self._sorted_out(context)

@@ -10,7 +10,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from t2i.config import ModelPath
 from t2i.data.settings import BucketSettings, CacheSettings, DatasetSettings, MaskSettings, ViewSettings
-from t2i.data.sources import RECORDS_FILE, ImageSource, ImageSources, ShapesSource, save_records
+from t2i.data.sources import RECORDS_FILE, ImageSource, ImageSources, save_records
 from t2i.objectives import AnyObjective, Classification, Contrastive, Denoising
 from t2i.stages.base import InspectContext, Stage, StageContext
 from t2i.training.settings import (
@@ -153,7 +153,10 @@ class Train(Stage):
         outline_training(self._task_settings(self.model, [[]] * self._sets(), self.seed or 0, Path()), self.objective)
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
-        facts: dict[str, JsonValue] = {"steps": self.loop.steps, "examples seen": self.loop.steps * self.loop.batch_size}
+        facts: dict[str, JsonValue] = {
+            "steps": self.loop.steps,
+            "examples seen": self.loop.steps * self.loop.batch_size,
+        }
         if self.model is None or not isinstance(self.objective, Denoising):
             return facts
         from t2i.training.inspection import Inspection
@@ -197,11 +200,13 @@ class Train(Stage):
     def _train(self, context: StageContext) -> dict[str, Any]:
         from t2i.data.batches import KeyedBatches
         from t2i.training.loop import fit
+        from t2i.training.measured import forget_peak_memory, measured_run
         from t2i.training.outputs import MODEL_FOLDER
         from t2i.training.tasks import build_task
 
         model = str(context.input("model_from") / MODEL_FOLDER) if self.model_from else self.model or ""
         settings = self._task_settings(model, self._tables(context), context.seed, context.folder)
+        estimate = self._estimate(settings)
         task = build_task(settings, self.objective)
         batches = KeyedBatches(
             task.examples,
@@ -210,9 +215,26 @@ class Train(Stage):
             self.loop.micro_batch_size or self._share_of_batch(),
             self.loop.workers,
         )
+        forget_peak_memory()
         result = fit(task.trainable, batches, self.loop, self.optimizer, context.folder, seed=context.seed)
         metadata = {"t2i_recipe": context.recipe_name, "t2i_steps": str(result.steps)}
-        return task.facts() | task.save(metadata) | {"steps": result.steps}
+        facts = task.facts() | task.save(metadata) | {"steps": result.steps}
+        if estimate is None:
+            return facts
+        steps = result.steps - result.resumed_from
+        measured = measured_run(context.folder, result.seconds / steps if steps else None)
+        return facts | {"estimated": estimate, "measured": measured.facts()}
+
+    def _estimate(self, settings: TaskSettings) -> dict[str, JsonValue] | None:
+        """What training a denoiser will take, said before its weights are loaded; refuses what cannot be trained."""
+        if not isinstance(self.objective, Denoising):
+            return None
+        from accelerate import PartialState
+
+        from t2i.training.inspection import estimate_before
+
+        processes = PartialState().num_processes
+        return estimate_before(settings, self.objective, self.loop, self.optimizer, processes=processes).facts()
 
     def _tables(self, context: StageContext) -> list[RecordTable]:
         """The rows of every source or stage; they stay on disk."""

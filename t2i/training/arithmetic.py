@@ -1,8 +1,8 @@
 """What a training step takes, counted on a model without weights: one pass of the real modules over shapes.
 
-The multiplications and what is kept for the backward pass are those of the model, adapter and objective at hand, not of
-a formula for its kind. Attention is counted as fused kernels compute it: they keep queries, keys, values and the output,
-never the matrix of weights (Dao et al. 2022, arXiv:2205.14135), and compute that once more in the backward pass.
+The multiplications and what is kept for the backward pass are those of the model, adapter and objective at hand, not
+of a formula for its kind. Attention is counted as fused kernels compute it: they keep queries, keys, values and the
+output, never the matrix of weights (Dao et al. 2022, arXiv:2205.14135), and compute that anew in the backward pass.
 """
 
 from __future__ import annotations
@@ -87,11 +87,13 @@ class _FusedAttention(TorchFunctionMode):
 
 
 class _Attention(torch.autograd.Function):
-    """The products of attention, [..., n, d] x [..., m, d] x [..., m, e], on shapes alone: no softmax, no scale."""
+    """The products of attention, [..., heads, n, d] x [..., m, d] x [..., m, e], on shapes: no softmax, no scale."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         output = (query @ key.transpose(-1, -2)) @ value
+        # As fused kernels lay it out, heads behind positions: joining the heads copies nothing.
+        output = output.transpose(-3, -2).contiguous().transpose(-3, -2)
         ctx.save_for_backward(query, key, value, output)
         return output
 

@@ -42,7 +42,7 @@ class Estimate:
     training_bytes: int
     """What is trained, in fp32, with gradients, the optimizer's state and the moving average."""
     activation_bytes: int
-    """Kept for the backward pass of one micro-batch of the largest bucket."""
+    """Kept for the backward pass of one micro-batch of the largest bucket, weights in another precision included."""
     flops_per_step: int
     seconds_per_step: float
     """At least, at the matrix rate of this machine."""
@@ -77,13 +77,14 @@ def estimate_run(
     trained = outline.trained_parameters()
     state = 4 + OPTIMIZER_BYTES[optimizer.type] + (4 if loop.ema_decay is not None else 0)
     resident = _resident(outline, settings)
-    frozen = [value for module in resident.values() for value in (*module.parameters(), *module.buffers())]
-    frozen = [value for value in frozen if not value.requires_grad]
-    weights = sum(value.nbytes for value in frozen) - _bytes_spared(outline, settings)
+    frozen = [value for module in resident.values() for value in module.parameters() if not value.requires_grad]
+    buffers = [value for module in resident.values() for value in module.buffers()]
+    weights = sum(value.nbytes for value in (*frozen, *buffers)) - _bytes_spared(outline, settings)
     plan = plan or square_plan(len(settings.records), outline.resolution)
     cache = _cache_bytes(outline, settings, plan)
     micro = loop.micro_batch_size or max(1, loop.batch_size // processes)
     dtype = COMPUTE_DTYPES[loop.precision]
+    copies = _copied_weights(outline, dtype)
     step = outline.step(largest_bucket(plan), micro, text_is_cached=settings.cache.text, dtype=dtype)
     flops = step.flops * max(1, loop.batch_size // (micro * processes))
     return Estimate(
@@ -91,7 +92,7 @@ def estimate_run(
         trained_parameters=trained,
         weight_bytes=weights,
         training_bytes=trained * (4 + state),
-        activation_bytes=step.activation_bytes,
+        activation_bytes=step.activation_bytes + copies,
         flops_per_step=flops,
         seconds_per_step=float(f"{flops / matrix_rate(dtype):.4g}"),
         cache_bytes=cache,
@@ -109,7 +110,7 @@ def _resident(outline: TrainingOutline, settings: TaskSettings) -> dict[str, nn.
 def _bytes_spared(outline: TrainingOutline, settings: TaskSettings) -> int:
     """Of the denoiser's frozen linear layers, by holding them in fewer bits; see `lora.quantize`."""
     trained = settings.trained
-    if not isinstance(trained, LoraSettings) or trained.base_bits is None:
+    if not isinstance(trained, LoraSettings) or trained.base_bits not in (4, 8):
         return 0
     layers = [layer for layer in outline.family.denoiser.modules() if isinstance(layer, nn.Linear)]
     weights = [layer.weight for layer in layers if not layer.weight.requires_grad]
@@ -117,6 +118,12 @@ def _bytes_spared(outline: TrainingOutline, settings: TaskSettings) -> int:
     scales = [len(weight) if trained.base_bits == 8 else weight.numel() // 64 for weight in weights]
     held = sum(weight.numel() * trained.base_bits // 8 for weight in weights) + 4 * sum(scales)
     return sum(weight.nbytes for weight in weights) - held
+
+
+def _copied_weights(outline: TrainingOutline, dtype: torch.dtype) -> int:
+    """Bytes of the denoiser's weights in the dtype of the computation, which autocast makes and the graph keeps."""
+    weights = [value for value in outline.family.denoiser.parameters() if value.ndim >= 2 and value.dtype != dtype]
+    return sum(value.numel() * dtype.itemsize for value in weights)
 
 
 def largest_bucket(plan: BucketPlan) -> Size:

@@ -17,6 +17,7 @@ from t2i.data.diffusion import count_truncated
 from t2i.families.loading import load_family
 from t2i.objectives import Denoising
 from t2i.objectives.base import DiffusionBatch
+from t2i.report.numbers import byte_size, duration
 from t2i.training.diffusion import diffusion_trainable
 from t2i.training.estimate import Estimate, estimate_run, largest_bucket
 from t2i.training.log import read_metrics
@@ -28,6 +29,17 @@ from t2i.training.tasks import TaskSettings, diffusion_data
 
 if TYPE_CHECKING:
     from t2i.families.base import ModelFamily
+
+
+def estimate_before(
+    settings: TaskSettings, objective: Denoising, loop: LoopSettings, optimizer: OptimizerSettings, *, processes: int
+) -> Estimate:
+    """The estimate of a run whose data are there. Raises ModelError and ConfigError as `outline_training` does."""
+    outline = outline_training(settings, objective)
+    plan = None
+    if settings.buckets is not None and settings.mix is not None:
+        plan = diffusion_data(settings, settings.mix).plan(outline.resolution)
+    return estimate_run(outline, settings, loop, optimizer, plan, processes=processes)
 
 
 @dataclass(frozen=True)
@@ -92,12 +104,13 @@ def estimate_facts(estimate: Estimate, steps: int) -> dict[str, JsonValue]:
         ("activations", estimate.activation_bytes),
     )
     seconds = estimate.seconds_per_step
+    cache, checkpoints = byte_size(estimate.cache_bytes), byte_size(estimate.checkpoint_bytes)
     return {
         "frozen parameters": estimate.frozen_parameters,
-        "estimated memory": f"{size_text(estimate.memory_bytes)} ({', '.join(f'{n} {size_text(b)}' for n, b in parts)})",
-        "estimated time": f"at least {seconds:.3g} s a step, {seconds * steps / 3600:.2g} h in all: "
-        f"{estimate.flops_per_step / 1e12:.3g} TFLOP a step at this machine's matrix rate",
-        "estimated disk": f"cache {size_text(estimate.cache_bytes)}, checkpoints {size_text(estimate.checkpoint_bytes)}",
+        "estimated memory": f"{byte_size(estimate.memory_bytes)}: {', '.join(f'{n} {byte_size(b)}' for n, b in parts)}",
+        "estimated time": f"at least {duration(seconds * steps)}, {seconds:.3g} s a step: "
+        f"{estimate.flops_per_step / 1e9:.4g} GFLOP at this machine's matrix rate",
+        "estimated disk": f"cache {cache}, checkpoints {checkpoints}",
     }
 
 
@@ -105,18 +118,8 @@ def measured_text(measured: Measured) -> str:
     """A measurement in words."""
     memory = "memory not measured without a GPU"
     if measured.memory_bytes is not None:
-        memory = f"{size_text(measured.memory_bytes)} at most on the GPU"
+        memory = f"{byte_size(measured.memory_bytes)} at most on the GPU"
     return f"{measured.seconds_per_step:.3g} s, {memory}"
-
-
-def size_text(count: int) -> str:
-    """Bytes as people read them."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.3g} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
 
 
 def probe_step(inspection: Inspection, plan: BucketPlan) -> Measured:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from t2i import lora
 from t2i.errors import ConfigError
 from t2i.families.outline import outline_family
 from t2i.objectives.base import DiffusionBatch
@@ -99,7 +98,7 @@ def outline_training(settings: TaskSettings, objective: Denoising) -> TrainingOu
     check_bucket_step(family, settings.buckets)
     objective.process(family.noise)
     trained = settings.trained
-    if isinstance(trained, LoraSettings):
+    if isinstance(trained, LoraSettings) and trained.base_bits != 16:
         # Quantizing needs the weights; adapters are the same without.
         trained = trained.model_copy(update={"base_bits": None})
     trainable, components = diffusion_trainable(family, objective, trained, settings.seed)
