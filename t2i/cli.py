@@ -147,17 +147,16 @@ def score_command(
 
 @app.command("export")
 def export_command(
-    weights: Annotated[Path, typer.Argument(help="A LoRA file, or the folder of a finished train stage.")],
+    weights: Annotated[Path, typer.Argument(help="A LoRA file of any layout, or the folder of a train stage.")],
     model: Annotated[str, typer.Option("--model", help="Hub id or folder of the model it was trained on.")],
-    to: Annotated[str, typer.Option("--to", help="Layout: diffusers or kohya.")],
-    output: Annotated[Path, typer.Option("--output", help="File to write.")],
+    to: Annotated[str, typer.Option("--to", help="Layout: diffusers, peft, kohya or comfyui.")],
+    output: Annotated[Path, typer.Option("--output", help="File to write; for peft a folder.")],
     precision: Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")] = "fp32",
 ) -> None:
-    """Write a LoRA in another layout; the file is loaded through diffusers and compared before it gets its name."""
+    """Write a LoRA in another layout; the file is loaded into the model and compared before it gets its name."""
     from t2i.commands import export
 
-    error = export(weights, model, to, output, precision=precision)
-    typer.echo(f"{output}: weight deltas arrive within {error:.1e}")
+    typer.echo(f"{output}: {export(weights, model, to, output, precision=precision)}")
 
 
 @recipes_app.callback()

@@ -52,22 +52,24 @@ def score(generations: Path, scorers: Sequence[str], output: Path) -> dict[str, 
     return stage.run(context)["means"]
 
 
-def export(weights: Path, model: str, to: str, output: Path, *, precision: str) -> float:
-    """Write a LoRA file in another layout; returns the largest relative error of a weight delta."""
+def export(weights: Path, model: str, to: str, output: Path, *, precision: str) -> str:
+    """Write a LoRA file of any layout in another one; returns what was found and how the new file was proved."""
     from t2i.export.adapter import Layout, Precision, export_lora
     from t2i.families.loading import load_family, public_model_name
-    from t2i.training.outputs import trained_adapter
+    from t2i.training.outputs import ADAPTER_FOLDER, trained_adapter
 
     for option, value, known in (("--to", to, get_args(Layout)), ("--precision", precision, get_args(Precision))):
         if value not in known:
             raise ConfigError(f"{option}: {value!r} is not known; expected one of {', '.join(known)}.")
-    if output.suffix != ".safetensors":
-        raise ConfigError(f"--output: {output} must end in .safetensors.")
-    source = trained_adapter(weights) if weights.is_dir() else weights
-    if not source.is_file():
+    if (output.suffix == ".safetensors") == (to == "peft"):
+        expected = "a folder, without a suffix" if to == "peft" else "a file that ends in .safetensors"
+        raise ConfigError(f"--output: {output}: layout {to} is {expected}.")
+    source = trained_adapter(weights) if (weights / ADAPTER_FOLDER).is_dir() else weights
+    if not source.exists():
         raise DataError(f"{source}: no such LoRA file.")
     output.parent.mkdir(parents=True, exist_ok=True)
     family = load_family(model)
     layout, chosen = cast("Layout", to), cast("Precision", precision)
     metadata = {"t2i_family": family.facts.name, "t2i_model": public_model_name(model), "t2i_layout": to}
-    return export_lora(source, output, family, layout=layout, precision=chosen, metadata=metadata)
+    exported = export_lora(source, output, family, layout=layout, precision=chosen, metadata=metadata)
+    return f"{exported.read_from} -> {exported}"

@@ -66,7 +66,7 @@ class Sampler:
         if adapter is not None:
             lora.load_into(pipeline, adapter)
             if settings.lora_scale != 1.0:
-                pipeline.set_adapters(["default"], [settings.lora_scale])
+                lora.set_strength(pipeline, settings.lora_scale)
         if torch.cuda.is_available():
             pipeline.to("cuda")
         return cls(pipeline, settings)

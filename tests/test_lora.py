@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from t2i import lora
 from t2i.errors import ConfigError, ModelError
+from t2i.export.adapter import export_lora
 from t2i.families.sd1 import SD1
 from t2i.objectives import Denoising
 from t2i.objectives.base import DiffusionBatch
@@ -245,10 +247,19 @@ def refused(folder: Path, state: dict[str, Tensor]) -> str:
     return str(caught.value)
 
 
-def test_layout_that_diffusers_ignores_is_refused(tmp_path: Path) -> None:
+def test_layout_that_diffusers_ignores_is_loaded_or_refused(tmp_path: Path) -> None:
     state = saved_state(tmp_path)
-    renamed = {key.replace("unet.", "diffusion_model.", 1): value for key, value in state.items() if "unet" in key}
-    refused(tmp_path, renamed)
+    for prefix in ("diffusion_model.", "strange."):
+        renamed = {key.replace("unet.", prefix, 1): value for key, value in state.items() if "unet" in key}
+        if prefix == "strange.":
+            refused(tmp_path, renamed)
+            continue
+        save_file(renamed, tmp_path / "renamed.safetensors")
+        pipeline = tiny.load_sd1().pipeline
+        lora.load_into(pipeline, tmp_path / "renamed.safetensors")
+        arrived = lora.adapter_state({"unet": pipeline.unet})
+        assert all(torch.equal(value, state[key]) for key, value in arrived.items())
+        assert len(arrived) == len(renamed)
 
 
 def test_file_without_a_lora_is_refused(tmp_path: Path) -> None:
@@ -281,10 +292,9 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_kohya_file_can_be_loaded(tmp_path: Path) -> None:
-    from t2i.export.layouts import to_kohya
-
-    state = saved_state(tmp_path)
-    save_file(to_kohya(state, SD1.facts), tmp_path / "kohya.safetensors", metadata={"format": "pt"})
+    saved_state(tmp_path)
+    options: Any = {"layout": "kohya", "precision": "fp32", "metadata": {}}
+    export_lora(tmp_path / "good.safetensors", tmp_path / "kohya.safetensors", tiny.load_sd1(), **options)
     pipelines = [tiny.load_sd1().pipeline for _ in range(2)]
     lora.load_into(pipelines[0], tmp_path / "good.safetensors")
     lora.load_into(pipelines[1], tmp_path / "kohya.safetensors")

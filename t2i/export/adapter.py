@@ -1,102 +1,196 @@
-"""Export an adapter: convert, write, load through plain diffusers, and compare what arrived."""
+"""Export an adapter: convert, write, read it back as its users will, and compare what arrived."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from t2i import lora
 from t2i.errors import ModelError
-from t2i.export.layouts import split_key, to_kohya
+from t2i.export.factors import Adapter, Factors, check_adapter, largest_error
+from t2i.export.layouts import PEFT_PREFIX, Layout, ModelLayers, to_layout, to_tensors
+from t2i.export.reading import read_adapter
 from t2i.families.base import ModelFamily
-from t2i.records import write_tensors
+from t2i.records import write_tensors, write_text
 
-Layout = Literal["diffusers", "kohya"]
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOLERANCES: dict[str, float] = {"fp32": 1e-6, "fp16": 2**-10, "bf16": 2**-7}
-"""Largest relative change of a weight delta by rounding both factors."""
+"""Largest relative change of a weight change by rounding both factors."""
+_DIFFUSERS_ROWS = {"linear1": 21504}
+"""Fused layers of Flux that diffusers splits at fixed places: their outputs in the published models."""
+_DIFFUSERS_LOSES = ("img_in", "txt_in", "time_in", "vector_in", "guidance_in", "final_layer", "lora_te3", "t5xxl")
+"""Layers of Flux that diffusers drops or misplaces when it reads kohya or comfyui files."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how it was proved."""
+
+    path: Path
+    layout: str
+    error: float
+    """The largest relative error of a weight change after reading the file back."""
+    read_from: str
+    """The layout that was found, in words."""
+    read_by: Literal["diffusers", "peft", "t2i"]
+    """Whose reader the file was loaded with, into the model it is for."""
+
+    def __str__(self) -> str:
+        return f"weight deltas arrive within {self.error:.1e}, read by {self.read_by}"
 
 
 def export_lora(
     source: Path, target: Path, family: ModelFamily, *, layout: Layout, precision: Precision, metadata: dict[str, str]
-) -> float:
-    """Write the LoRA file `source` (diffusers layout) as `target`, whole or not at all.
+) -> Exported:
+    """Write the LoRA file `source`, of any layout, as `target` in another one, whole or not at all.
 
-    The written file is loaded into the family's pipeline before it gets its name, so `family` must be fresh. Returns
-    the largest relative error of a weight delta. Raises ModelError for values that are not finite, an adapter that does
-    nothing, and a file that does not arrive as it was sent.
+    target: a file; for layout `peft` a folder, with one of peft's per component. It is loaded into the family's
+    pipeline before it gets its name, so `family` must be fresh. Raises ModelError for values that are not finite, an
+    adapter that does nothing, modules that the layout has no names for, and a file that does not arrive as it was sent.
     """
-    from safetensors.torch import load_file
+    imported = read_adapter(source, ModelLayers.of(family.facts, family.pipeline))
+    check_adapter(imported.adapter, str(source))
+    exported = write_adapter(imported.adapter, target, family, layout=layout, precision=precision, metadata=metadata)
+    return replace(exported, read_from=imported.layout)
 
-    state = load_file(source)
-    check_state(state, source)
-    if layout == "kohya" and _magnitudes(state):
-        raise ModelError(
-            f"{source}: a DoRA; its readers in kohya's layout disagree about the axis. Export as diffusers."
-        )
-    rounded = {key: value.to(DTYPES[precision]).contiguous() for key, value in state.items()}
-    tensors = to_kohya(rounded, family.facts) if layout == "kohya" else rounded
-    draft = target.with_name(f".{target.stem}.draft.safetensors")
-    try:
-        write_tensors(draft, tensors, {"format": "pt", **metadata})
-        error = _arrival_error(state, draft, family)
+
+def write_adapter(
+    adapter: Adapter,
+    target: Path,
+    family: ModelFamily,
+    *,
+    layout: Layout,
+    precision: Precision,
+    metadata: dict[str, str],
+) -> Exported:
+    """As `export_lora`, of an adapter in memory."""
+    named = to_layout(adapter, layout, ModelLayers.of(family.facts, family.pipeline))
+    rounded = {name: factors.to(DTYPES[precision]) for name, factors in named.items()}
+    with _draft(target) as draft:
+        _write(rounded, draft, layout, metadata)
+        read_by = _reader(layout, family, named)
+        error = arrival_error(adapter, draft, family, read_by)
         # Written so that an error that is not a number, from values beyond the precision's range, is refused too.
         if not error <= TOLERANCES[precision]:
             raise ModelError(
                 f"{target}: weight deltas changed by {error:.2g} relative on the way; nothing was written."
             )
+    return Exported(target, layout, error, "memory", read_by)
+
+
+@contextmanager
+def _draft(target: Path) -> Iterator[Path]:
+    """A path beside the target; renamed to it if the block succeeds, gone if it fails."""
+    draft = target.with_name(f".{uuid.uuid4().hex[:8]}.draft{target.suffix}")
+    try:
+        yield draft
+        if target.is_dir():
+            shutil.rmtree(target)
         draft.replace(target)
     finally:
+        if draft.is_dir():
+            shutil.rmtree(draft)
         draft.unlink(missing_ok=True)
-    return error
 
 
-def check_state(state: dict[str, Tensor], source: Path) -> None:
-    """Raise ModelError unless all values are finite and at least one B is not zero."""
-    bad = [key for key, value in state.items() if not torch.isfinite(value).all()]
-    if bad:
-        raise ModelError(f"{source}: {len(bad)} tensors hold values that are not finite, the first is {bad[0]}.")
-    if not any(value.any() for key, value in state.items() if ".lora_B." in key):
-        raise ModelError(f"{source}: every B is zero: this adapter changes nothing.")
+def _write(named: Mapping[str, Factors], path: Path, layout: Layout, metadata: Mapping[str, str]) -> None:
+    header = {"format": "pt", **metadata}
+    if layout != "peft":
+        write_tensors(path, to_tensors(named, layout), header)
+        return
+    for component, own in _by_component(named).items():
+        folder = path / component
+        folder.mkdir(parents=True)
+        write_tensors(folder / "adapter_model.safetensors", to_tensors(own, layout), header)
+        write_text(folder / "adapter_config.json", json.dumps(_peft_config(own), indent=2, sort_keys=True) + "\n")
 
 
-def deltas(state: dict[str, Tensor]) -> dict[tuple[str, str], Tensor]:
-    """(component, module) -> B A in float64, from a diffusers-layout state of strength 1. Magnitudes are left out."""
-    names = {split_key(key)[:2] for key in state.keys() - _magnitudes(state).keys()}
-    pairs = {name: [state[f"{'.'.join(name)}.lora_{side}.weight"].double() for side in "BA"] for name in names}
-    return {name: up.flatten(1) @ down.flatten(1) for name, (up, down) in pairs.items()}
+def _by_component(named: Mapping[str, Factors]) -> dict[str, dict[str, Factors]]:
+    components: dict[str, dict[str, Factors]] = {}
+    for name, factors in named.items():
+        component, _, rest = name.partition(".")
+        components.setdefault(component, {})[rest] = factors
+    return components
 
 
-def _magnitudes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those of a DoRA."""
-    return {key: value for key, value in state.items() if ".lora_magnitude_vector." in key}
+def _peft_config(own: Mapping[str, Factors]) -> dict[str, Any]:
+    """peft's configuration for layers named `base_model.model.<path>`, of strength 1."""
+    import re
+
+    paths = {name.removeprefix(f"{PEFT_PREFIX}."): factors for name, factors in own.items()}
+    patterns = {f"^{re.escape(path)}": factors.rank for path, factors in paths.items()}
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": max(patterns.values()),
+        "lora_alpha": max(patterns.values()),
+        "rank_pattern": patterns,
+        "alpha_pattern": patterns,
+        "target_modules": "|".join(re.escape(path) for path in paths),
+        "use_dora": any(factors.magnitude is not None for factors in own.values()),
+        "bias": "none",
+        "lora_dropout": 0.0,
+    }
 
 
-def _measured(state: dict[str, Tensor]) -> dict[tuple[str, str], Tensor]:
-    """Everything that must arrive: weight deltas, and magnitudes under the names of their keys."""
-    return deltas(state) | {(key, "magnitude"): value.double() for key, value in _magnitudes(state).items()}
-
-
-def _arrival_error(state: dict[str, Tensor], path: Path, family: ModelFamily) -> float:
-    """Load the file as anyone would; the largest relative error of a weight delta or magnitude against `state`."""
-    components = {key.partition(".")[0] for key in state}
-    if family.facts.loads_lora_files:
-        family.pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="default")
-    else:
-        lora.load_into(family.pipeline, path)
-    modules = {name: getattr(family.pipeline, name) for name in components}
-    arrived = _measured(
-        lora.adapter_state({name: module for name, module in modules.items() if isinstance(module, nn.Module)})
+def _reader(layout: Layout, family: ModelFamily, named: Mapping[str, Factors]) -> Literal["diffusers", "peft", "t2i"]:
+    """Whose reader proves a file: the library's that people load it with, where there is one."""
+    if layout == "peft":
+        return "peft"
+    if not family.facts.loads_lora_files or layout not in family.facts.diffusers_reads:
+        return "t2i"
+    if layout == "kohya" and any(factors.magnitude is not None for factors in named.values()):
+        return "t2i"  # diffusers drops magnitudes under this name
+    if layout == "diffusers" or family.facts.name != "flux":
+        return "diffusers"
+    odd = any(lost in name for name in named for lost in _DIFFUSERS_LOSES) or any(
+        name.endswith(end) and factors.up.shape[0] != rows
+        for name, factors in named.items()
+        for end, rows in _DIFFUSERS_ROWS.items()
     )
-    lora.unload(family.pipeline)
-    sent = _measured(state)
-    if arrived.keys() != sent.keys():
-        lost = sorted(".".join(name) for name in sent.keys() ^ arrived.keys())
-        raise ModelError(f"{path.name}: diffusers reads other modules than were written, for example {lost[:2]}.")
-    errors = ((arrived[name] - delta).norm() / delta.norm().clamp(min=1e-12) for name, delta in sent.items())
-    # Python's max() would pass over an error that is not a number.
-    return float(torch.stack(list(errors)).max())
+    return "t2i" if odd else "diffusers"
+
+
+def arrival_error(adapter: Adapter, path: Path, family: ModelFamily, read_by: str) -> float:
+    """Load what was written as anyone would; the largest relative error of a weight change against `adapter`.
+
+    Raises ModelError if other modules arrive than were sent.
+    """
+    components = {name.partition(".")[0] for name in adapter}
+    pipeline = family.pipeline
+    try:
+        if read_by == "diffusers":
+            lora.load_through_diffusers(pipeline, path)
+        elif read_by == "peft":
+            _load_through_peft(pipeline, path)
+        else:
+            lora.load_into(pipeline, path)
+        modules = {name: getattr(pipeline, name) for name in components}
+        arrived = lora.adapter_of({name: part for name, part in modules.items() if isinstance(part, nn.Module)})
+        return largest_error(adapter, arrived)
+    finally:
+        lora.unload(pipeline)
+
+
+def _load_through_peft(pipeline: Any, folder: Path) -> None:
+    """`PeftModel.from_pretrained` for every component, as the users of these folders do."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        # Between peft and transformers; nothing that a reader of our files can do about it.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        for inner in sorted(folder.iterdir()):
+            PeftModel.from_pretrained(getattr(pipeline, inner.name), str(inner))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -12,6 +12,18 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from t2i.noise import NoiseProcess
+
+
+@dataclass(frozen=True)
+class NativeLayer:
+    """One kind of layer in the layout of the model's authors, and the layers that diffusers makes of it."""
+
+    name: str
+    """Its path, with `{}` where the number of the block stands."""
+    parts: tuple[str, ...]
+    """Paths in diffusers, in the order of their rows: several where diffusers splits what the authors fused."""
+    swaps_halves: Literal["never", "always", "last"] = "never"
+    """Whether the halves of its rows, scale and shift, stand the other way round: in no, every or the last block."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,14 @@ class FamilyFacts:
     text_encoder_lora_targets: tuple[str, ...]
     kohya_prefixes: tuple[tuple[str, str], ...]
     """(component, prefix of its keys in a kohya file); empty where no tool reads kohya files of the family."""
+    comfyui_prefixes: tuple[tuple[str, str], ...] = ()
+    """(component, prefix of its keys in a generic ComfyUI file)."""
+    kohya_names: Literal["diffusers", "native"] = "native"
+    """Whose names the denoiser's layers have in kohya files."""
+    native_layers: tuple[NativeLayer, ...] = ()
+    """The denoiser's layers in the authors' layout; empty for U-Nets, whose names are counted from their blocks."""
+    diffusers_reads: tuple[str, ...] = ("diffusers",)
+    """Layouts of LoRA files that the diffusers pipeline reads by itself."""
     takes_sizes: bool = False
     """Whether the denoiser is told the sizes of the image and its crop."""
     loads_lora_files: bool = True

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from t2i.families import latents as autoencoder
-from t2i.families.base import Conditioning, FamilyFacts, Posterior
+from t2i.families.base import Conditioning, FamilyFacts, NativeLayer, Posterior
 from t2i.families.clip import clip_tokens, count_longer
 from t2i.families.loading import load_pipeline
 from t2i.families.tokens import moved, padded_tokens
@@ -43,6 +43,33 @@ if TYPE_CHECKING:
 PATCH = 2
 """Side, in latent positions, of what is packed into one token; fixed in the pipeline."""
 TRAINING_GUIDANCE = 1.0
+_DOUBLE, _SINGLE = "transformer_blocks.{}", "single_transformer_blocks.{}"
+_NATIVE_LAYERS = (
+    NativeLayer("double_blocks.{}.img_attn.qkv", tuple(f"{_DOUBLE}.attn.to_{x}" for x in "qkv")),
+    NativeLayer("double_blocks.{}.img_attn.proj", (f"{_DOUBLE}.attn.to_out.0",)),
+    NativeLayer("double_blocks.{}.img_mlp.0", (f"{_DOUBLE}.ff.net.0.proj",)),
+    NativeLayer("double_blocks.{}.img_mlp.2", (f"{_DOUBLE}.ff.net.2",)),
+    NativeLayer("double_blocks.{}.img_mod.lin", (f"{_DOUBLE}.norm1.linear",)),
+    NativeLayer("double_blocks.{}.txt_attn.qkv", tuple(f"{_DOUBLE}.attn.add_{x}_proj" for x in "qkv")),
+    NativeLayer("double_blocks.{}.txt_attn.proj", (f"{_DOUBLE}.attn.to_add_out",)),
+    NativeLayer("double_blocks.{}.txt_mlp.0", (f"{_DOUBLE}.ff_context.net.0.proj",)),
+    NativeLayer("double_blocks.{}.txt_mlp.2", (f"{_DOUBLE}.ff_context.net.2",)),
+    NativeLayer("double_blocks.{}.txt_mod.lin", (f"{_DOUBLE}.norm1_context.linear",)),
+    NativeLayer("single_blocks.{}.linear1", (*(f"{_SINGLE}.attn.to_{x}" for x in "qkv"), f"{_SINGLE}.proj_mlp")),
+    NativeLayer("single_blocks.{}.linear2", (f"{_SINGLE}.proj_out",)),
+    NativeLayer("single_blocks.{}.modulation.lin", (f"{_SINGLE}.norm.linear",)),
+    NativeLayer("img_in", ("x_embedder",)),
+    NativeLayer("txt_in", ("context_embedder",)),
+    NativeLayer("time_in.in_layer", ("time_text_embed.timestep_embedder.linear_1",)),
+    NativeLayer("time_in.out_layer", ("time_text_embed.timestep_embedder.linear_2",)),
+    NativeLayer("vector_in.in_layer", ("time_text_embed.text_embedder.linear_1",)),
+    NativeLayer("vector_in.out_layer", ("time_text_embed.text_embedder.linear_2",)),
+    NativeLayer("guidance_in.in_layer", ("time_text_embed.guidance_embedder.linear_1",)),
+    NativeLayer("guidance_in.out_layer", ("time_text_embed.guidance_embedder.linear_2",)),
+    NativeLayer("final_layer.linear", ("proj_out",)),
+    NativeLayer("final_layer.adaLN_modulation.1", ("norm_out.linear",), "always"),
+)
+"""Names of Black Forest Labs' transformer."""
 
 
 class Flux:
@@ -60,6 +87,13 @@ class Flux:
         text_encoder_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
         # T5 is the third encoder for the readers of these files, as in SD3.
         kohya_prefixes=(("transformer", "lora_unet"), ("text_encoder", "lora_te1"), ("text_encoder_2", "lora_te3")),
+        comfyui_prefixes=(
+            ("transformer", "diffusion_model"),
+            ("text_encoder", "text_encoders.clip_l.transformer"),
+            ("text_encoder_2", "text_encoders.t5xxl.transformer"),
+        ),
+        native_layers=_NATIVE_LAYERS,
+        diffusers_reads=("diffusers", "kohya", "comfyui"),
         unused_components=("image_encoder", "feature_extractor"),
     )
 

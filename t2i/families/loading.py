@@ -11,7 +11,14 @@ from t2i.errors import ModelError
 from t2i.families import single_file
 from t2i.families.base import FamilyFacts, ModelFamily
 from t2i.families.location import locate_checkpoint, public_model_name, read_model_index
-from t2i.families.recognise import FAMILIES, Checkpoint, Component, describe_checkpoint, read_checkpoint
+from t2i.families.recognise import (
+    FAMILIES,
+    SAME_COMPONENTS,
+    Checkpoint,
+    Component,
+    describe_checkpoint,
+    read_checkpoint,
+)
 from t2i.families.safetensor_files import check_weights
 from t2i.randomness import seeded_global
 
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "describe_checkpoint",
+    "facts_of",
     "family_class",
     "load_family",
     "load_pipeline",
@@ -59,6 +67,16 @@ def family_class(checkpoint: Checkpoint) -> type[ModelFamily]:
     """The adapter class of a checkpoint's family."""
     module, _, name = FAMILIES[checkpoint.pipeline_class].partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def facts_of(pipeline: object) -> FamilyFacts:
+    """The facts of the family that a pipeline is of. Raises ModelError if it is of none."""
+    name = type(pipeline).__name__
+    target = FAMILIES.get(SAME_COMPONENTS.get(name, name))
+    if target is None:
+        raise ModelError(f"pipeline class {name} is not supported; supported: {', '.join(FAMILIES)}.")
+    module, _, family = target.partition(":")
+    return getattr(importlib.import_module(module), family).facts
 
 
 def load_pipeline(folder: str, facts: FamilyFacts, *, dtype: torch.dtype, random_seed: int | None) -> Any:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from t2i.errors import ModelError
 from t2i.families import latents as autoencoder
-from t2i.families.base import Conditioning, FamilyFacts, Posterior
+from t2i.families.base import Conditioning, FamilyFacts, NativeLayer, Posterior
 from t2i.families.clip import count_longer
 from t2i.families.loading import load_pipeline
 from t2i.families.tokens import moved, padded_tokens
@@ -43,6 +43,28 @@ TOKENS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
 """Pipeline class -> token limit: what each was trained with, and its `encode_prompt`'s default."""
 _TOLD_SIZES = 128
 """The sample_size at which the alpha pipeline, and no other, tells its transformer sizes."""
+_BLOCK, _EMBEDDERS = "transformer_blocks.{}", "adaln_single.emb"
+_NATIVE_LAYERS = (
+    NativeLayer("blocks.{}.attn.qkv", tuple(f"{_BLOCK}.attn1.to_{x}" for x in "qkv")),
+    NativeLayer("blocks.{}.attn.proj", (f"{_BLOCK}.attn1.to_out.0",)),
+    NativeLayer("blocks.{}.cross_attn.q_linear", (f"{_BLOCK}.attn2.to_q",)),
+    NativeLayer("blocks.{}.cross_attn.kv_linear", tuple(f"{_BLOCK}.attn2.to_{x}" for x in "kv")),
+    NativeLayer("blocks.{}.cross_attn.proj", (f"{_BLOCK}.attn2.to_out.0",)),
+    NativeLayer("blocks.{}.mlp.fc1", (f"{_BLOCK}.ff.net.0.proj",)),
+    NativeLayer("blocks.{}.mlp.fc2", (f"{_BLOCK}.ff.net.2",)),
+    NativeLayer("x_embedder.proj", ("pos_embed.proj",)),
+    NativeLayer("y_embedder.y_proj.fc1", ("caption_projection.linear_1",)),
+    NativeLayer("y_embedder.y_proj.fc2", ("caption_projection.linear_2",)),
+    NativeLayer("t_embedder.mlp.0", (f"{_EMBEDDERS}.timestep_embedder.linear_1",)),
+    NativeLayer("t_embedder.mlp.2", (f"{_EMBEDDERS}.timestep_embedder.linear_2",)),
+    NativeLayer("csize_embedder.mlp.0", (f"{_EMBEDDERS}.resolution_embedder.linear_1",)),
+    NativeLayer("csize_embedder.mlp.2", (f"{_EMBEDDERS}.resolution_embedder.linear_2",)),
+    NativeLayer("ar_embedder.mlp.0", (f"{_EMBEDDERS}.aspect_ratio_embedder.linear_1",)),
+    NativeLayer("ar_embedder.mlp.2", (f"{_EMBEDDERS}.aspect_ratio_embedder.linear_2",)),
+    NativeLayer("t_block.1", ("adaln_single.linear",)),
+    NativeLayer("final_layer.linear", ("proj_out",)),
+)
+"""Names of the authors' transformer."""
 
 
 class PixArt:
@@ -56,6 +78,8 @@ class PixArt:
         lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
         text_encoder_lora_targets=(),
         kohya_prefixes=(),
+        comfyui_prefixes=(("transformer", "diffusion_model"), ("text_encoder", "text_encoders.t5xxl.transformer")),
+        native_layers=_NATIVE_LAYERS,
         takes_sizes=True,
         loads_lora_files=False,
     )

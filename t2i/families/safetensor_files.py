@@ -40,12 +40,22 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > min(size - 8, _MAX_HEADER):
                 raise _broken(path, start, f"it has {size} bytes, its header alone would have {length}")
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=lambda pairs: _unique(path, pairs))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}).") from error
     except ValueError as error:
         raise _broken(path, start, "its header is not JSON") from error
     return _tensors(path, header, size - 8 - length)
+
+
+def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Of a name that stands in it twice, readers would each take another one."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ModelError(f"{path}: names {twice} twice in its header; the file is broken, fetch it again.")
+    return values
 
 
 def _tensors(path: Path, header: Any, payload: int) -> dict[str, TensorHeader]:

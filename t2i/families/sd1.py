@@ -43,6 +43,9 @@ class SD1:
         # All four: a kohya text-encoder LoRA without out_proj is not recognised by diffusers.
         text_encoder_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
         kohya_prefixes=(("unet", "lora_unet"), ("text_encoder", "lora_te")),
+        comfyui_prefixes=(("unet", "diffusion_model"), ("text_encoder", "text_encoders.clip_l.transformer")),
+        kohya_names="diffusers",
+        diffusers_reads=("diffusers", "kohya"),
         unused_components=("safety_checker", "feature_extractor", "image_encoder"),
     )
 

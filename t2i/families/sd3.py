@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from t2i.families import latents as autoencoder
-from t2i.families.base import Conditioning, FamilyFacts, Posterior
+from t2i.families.base import Conditioning, FamilyFacts, NativeLayer, Posterior
 from t2i.families.clip import count_longer
 from t2i.families.loading import load_pipeline
 from t2i.families.tokens import moved, padded_tokens
@@ -37,6 +37,30 @@ if TYPE_CHECKING:
 
 T5_TOKENS = 256
 """Token limit of T5, the default of the pipeline."""
+_BLOCK, _IMAGE, _TEXT = "transformer_blocks.{}", "joint_blocks.{}.x_block", "joint_blocks.{}.context_block"
+_NATIVE_LAYERS = (
+    NativeLayer(f"{_IMAGE}.attn.qkv", tuple(f"{_BLOCK}.attn.to_{x}" for x in "qkv")),
+    NativeLayer(f"{_IMAGE}.attn.proj", (f"{_BLOCK}.attn.to_out.0",)),
+    NativeLayer(f"{_IMAGE}.attn2.qkv", tuple(f"{_BLOCK}.attn2.to_{x}" for x in "qkv")),
+    NativeLayer(f"{_IMAGE}.attn2.proj", (f"{_BLOCK}.attn2.to_out.0",)),
+    NativeLayer(f"{_IMAGE}.mlp.fc1", (f"{_BLOCK}.ff.net.0.proj",)),
+    NativeLayer(f"{_IMAGE}.mlp.fc2", (f"{_BLOCK}.ff.net.2",)),
+    NativeLayer(f"{_IMAGE}.adaLN_modulation.1", (f"{_BLOCK}.norm1.linear",)),
+    NativeLayer(f"{_TEXT}.attn.qkv", tuple(f"{_BLOCK}.attn.add_{x}_proj" for x in "qkv")),
+    NativeLayer(f"{_TEXT}.attn.proj", (f"{_BLOCK}.attn.to_add_out",)),
+    NativeLayer(f"{_TEXT}.mlp.fc1", (f"{_BLOCK}.ff_context.net.0.proj",)),
+    NativeLayer(f"{_TEXT}.mlp.fc2", (f"{_BLOCK}.ff_context.net.2",)),
+    NativeLayer(f"{_TEXT}.adaLN_modulation.1", (f"{_BLOCK}.norm1_context.linear",), "last"),
+    NativeLayer("x_embedder.proj", ("pos_embed.proj",)),
+    NativeLayer("context_embedder", ("context_embedder",)),
+    NativeLayer("t_embedder.mlp.0", ("time_text_embed.timestep_embedder.linear_1",)),
+    NativeLayer("t_embedder.mlp.2", ("time_text_embed.timestep_embedder.linear_2",)),
+    NativeLayer("y_embedder.mlp.0", ("time_text_embed.text_embedder.linear_1",)),
+    NativeLayer("y_embedder.mlp.2", ("time_text_embed.text_embedder.linear_2",)),
+    NativeLayer("final_layer.linear", ("proj_out",)),
+    NativeLayer("final_layer.adaLN_modulation.1", ("norm_out.linear",), "always"),
+)
+"""Names of Stability's transformer."""
 
 
 class SD3:
@@ -58,6 +82,13 @@ class SD3:
             ("text_encoder_2", "lora_te2"),
             ("text_encoder_3", "lora_te3"),
         ),
+        comfyui_prefixes=(
+            ("transformer", "diffusion_model"),
+            ("text_encoder", "text_encoders.clip_l.transformer"),
+            ("text_encoder_2", "text_encoders.clip_g.transformer"),
+            ("text_encoder_3", "text_encoders.t5xxl.transformer"),
+        ),
+        native_layers=_NATIVE_LAYERS,
         optional_components=("text_encoder_3", "tokenizer_3"),
         unused_components=("image_encoder", "feature_extractor"),
     )

@@ -49,6 +49,12 @@ class SDXL:
         lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
         text_encoder_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
         kohya_prefixes=(("unet", "lora_unet"), ("text_encoder", "lora_te1"), ("text_encoder_2", "lora_te2")),
+        comfyui_prefixes=(
+            ("unet", "diffusion_model"),
+            ("text_encoder", "text_encoders.clip_l.transformer"),
+            ("text_encoder_2", "text_encoders.clip_g.transformer"),
+        ),
+        diffusers_reads=("diffusers", "kohya"),
         takes_sizes=True,
         unused_components=("feature_extractor", "image_encoder"),
     )

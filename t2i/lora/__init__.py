@@ -7,17 +7,29 @@ m (W + s B A) / |W + s B A|, the norm that of each row. The mechanism is peft's.
 """
 
 from t2i.lora.adapters import adapter_components, adapters_off, freeze, inject, learning_rates
-from t2i.lora.files import adapter_state, load_into, save, set_strength, unload
+from t2i.lora.files import (
+    adapter_of,
+    adapter_state,
+    load_into,
+    load_through_diffusers,
+    put_into,
+    save,
+    set_strength,
+    unload,
+)
 from t2i.lora.quantize import quantize_linears
 
 __all__ = [
     "adapter_components",
+    "adapter_of",
     "adapter_state",
     "adapters_off",
     "freeze",
     "inject",
     "learning_rates",
     "load_into",
+    "load_through_diffusers",
+    "put_into",
     "quantize_linears",
     "save",
     "set_strength",

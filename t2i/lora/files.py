@@ -15,6 +15,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from t2i.errors import ModelError
+from t2i.export.factors import Adapter, Factors
+from t2i.export.layouts import ModelLayers
+from t2i.export.names import file_path
+from t2i.export.reading import UnknownLayout, read_adapter
+from t2i.families.loading import facts_of
 from t2i.lora.adapters import NAME
 from t2i.records import write_tensors
 
@@ -23,8 +28,6 @@ if TYPE_CHECKING:
 
 _DOWN_KEYS = ("lora_A.weight", "down.weight")
 """Endings of the keys of A in the layouts that diffusers reads."""
-_MAGNITUDE_KEYS = (".lora_magnitude_vector", ".lora_magnitude_vector.weight", ".dora_scale")
-"""Endings of the keys of DoRA's magnitudes. diffusers drops the last kind."""
 _DOWN, _UP, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector.weight"
 """Endings of our own keys."""
 
@@ -34,7 +37,7 @@ def adapter_state(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, module in modules.items():
         for path, layer in _lora_layers(module):
-            prefix = _file_prefix(name, path)
+            prefix = f"{name}.{file_path(name, path)}"
             state[f"{prefix}{_DOWN}"] = _copied(layer.lora_A[NAME].weight)
             state[f"{prefix}{_UP}"] = _copied(layer.lora_B[NAME].weight.detach().float() * layer.scaling[NAME])
             if NAME in layer.lora_magnitude_vector:
@@ -54,110 +57,124 @@ def _copied(value: Tensor) -> Tensor:
     return value.detach().float().cpu().clone().contiguous()
 
 
-def _file_prefix(component: str, path: str) -> str:
-    """transformers 5.6 dropped `text_model.` from CLIPTextModel's modules; files keep it, as every reader expects."""
-    if component.startswith("text_encoder") and path.startswith("encoder."):
-        path = f"text_model.{path}"
-    return f"{component}.{path}"
-
-
 def save(modules: dict[str, nn.Module], path: Path, metadata: dict[str, str]) -> None:
     """Write the adapters in diffusers layout, whole or not at all."""
     write_tensors(path, adapter_state(modules), {"format": "pt", **metadata})
 
 
-def load_into(pipeline: DiffusionPipeline, path: Path, *, name: str = NAME) -> None:
-    """Load a LoRA file of any layout that diffusers reads, or of ours where the pipeline loads no LoRA by itself.
+def adapter_of(modules: dict[str, nn.Module], name: str = NAME) -> Adapter:
+    """The adapters as plain factors, strength kept apart, fp32 on the CPU."""
+    found: Adapter = {}
+    for component, module in modules.items():
+        for path, layer in _lora_layers(module, name):
+            down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+            magnitude = layer.lora_magnitude_vector
+            alpha = float(layer.scaling[name]) * down.shape[0]
+            own = _copied(magnitude[name].weight).flatten() if name in magnitude else None
+            found[f"{component}.{file_path(component, path)}"] = Factors(_copied(down), _copied(up), alpha, own)
+    return found
+
+
+def load_into(pipeline: DiffusionPipeline, path: Path, *, name: str = NAME) -> str:
+    """Load a LoRA file, of any layout that is read here or by diffusers, into a pipeline. Returns the layout in words.
 
     Raises ModelError unless all its modules, and all its magnitudes, arrive.
     """
     from diffusers.loaders.lora_base import LoraBaseMixin
+
+    try:
+        imported = read_adapter(path, ModelLayers.of(facts_of(pipeline), pipeline))
+    except UnknownLayout:
+        if not isinstance(pipeline, LoraBaseMixin) or not path.is_file():
+            raise
+        load_through_diffusers(pipeline, path, name=name)
+        return "a layout of which diffusers makes its own"
+    try:
+        put_into(pipeline, imported.adapter, name=name)
+    except (ValueError, RuntimeError, LookupError) as error:
+        raise _unfit(path, error) from error
+    return imported.layout
+
+
+def load_through_diffusers(pipeline: DiffusionPipeline, path: Path, *, name: str = NAME) -> None:
+    """Load a LoRA file as anyone would with diffusers alone. Raises ModelError unless all its modules arrive."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise ModelError(f"{path}: no such LoRA file.")
+    loader: Any = pipeline
     try:
         with safe_open(path, "pt") as file:
-            keys = list(file.keys())
-            metadata = file.metadata() or {}
-        if any(key.endswith(".dora_scale") for key in keys):
-            raise ModelError(
-                f"{path}: a DoRA in kohya's layout, whose magnitudes diffusers drops; it cannot be loaded."
-            )
-        if isinstance(pipeline, LoraBaseMixin):
-            loader: Any = pipeline
-            with warnings.catch_warnings():
-                # A top layer, such as Flux's proj_out, is a suffix of others' names. What arrives is counted below.
-                warnings.filterwarnings("ignore", message="While injecting the PEFT adapters, an inconsistency")
-                loader.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
-        else:
-            _load_through_peft(pipeline, path, metadata, name)
-    except (SafetensorError, OSError, ValueError, RuntimeError, LookupError) as error:
-        if isinstance(error, ModelError):
-            raise
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"{path}: cannot be loaded as a LoRA of this model ({reason}).") from error
-    _check_arrival(pipeline, path, keys, name)
-
-
-def _check_arrival(pipeline: DiffusionPipeline, path: Path, keys: list[str], name: str) -> None:
-    modules = [component for component in pipeline.components.values() if isinstance(component, nn.Module)]
-    layers = [layer for module in modules for _, layer in _lora_layers(module, name)]
-    wanted = sum(key.endswith(_DOWN_KEYS) for key in keys)
+            wanted = sum(key.endswith(_DOWN_KEYS) for key in file.keys())  # noqa: SIM118
+        with warnings.catch_warnings():
+            # A top layer, such as Flux's proj_out, is a suffix of others' names. What arrives is counted below.
+            warnings.filterwarnings("ignore", message="While injecting the PEFT adapters, an inconsistency")
+            loader.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
+    except (SafetensorError, OSError, ValueError, RuntimeError, LookupError, AssertionError) as error:
+        raise _unfit(path, error) from error
     # diffusers passes over layouts and modules it does not know with a log line at most.
-    if len(layers) != wanted or not wanted:
+    modules = [component for component in pipeline.components.values() if isinstance(component, nn.Module)]
+    arrived = sum(len(_lora_layers(module, name)) for module in modules)
+    if arrived < max(wanted, 1):
         raise ModelError(
-            f"{path}: {len(layers)} of its {wanted} adapted modules found a place; "
-            "the file is of another model, or in a layout that diffusers does not read."
+            f"{path}: {arrived} of its {wanted} adapted layers found a place; "
+            "the file is of another model, or in a layout that is not known."
         )
-    magnitudes = sum(key.endswith(_MAGNITUDE_KEYS) for key in keys)
-    arrived = sum(name in layer.lora_magnitude_vector for layer in layers)
-    if arrived != magnitudes:
-        raise ModelError(f"{path}: {magnitudes} of {wanted} modules have a DoRA magnitude, {arrived} got one.")
 
 
-def _load_through_peft(pipeline: DiffusionPipeline, path: Path, metadata: dict[str, str], name: str) -> None:
-    """What `load_lora_weights` does, for pipelines that lack it. Reads our own layout only."""
-    from safetensors.torch import load_file
+def _unfit(path: Path, error: Exception) -> ModelError:
+    reason = str(error).strip().split("\n")[0]
+    return ModelError(f"{path}: cannot be loaded as a LoRA of this model ({reason}).")
 
-    if "lora_adapter_metadata" in metadata:
-        raise ModelError(f"{path}: has lora_adapter_metadata; for this model, only files of strength 1 are read.")
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, value in load_file(path).items():
-        component, _, rest = key.partition(".")
+
+def put_into(pipeline: DiffusionPipeline, adapter: Adapter, *, name: str = NAME) -> None:
+    """Put an adapter into a pipeline, whether or not it loads LoRA files by itself.
+
+    Raises ValueError or RuntimeError where a module is missing or of another width.
+    """
+    components: dict[str, Adapter] = {}
+    for module, factors in adapter.items():
+        component, _, path = module.partition(".")
+        components.setdefault(component, {})[path] = factors
+    for component, parts in components.items():
         module = pipeline.components.get(component)
-        if not isinstance(module, nn.Module) or not rest.endswith((_DOWN, _UP, _MAGNITUDE)):
-            raise ModelError(f"{path}: unexpected key {key}; expected <component>.<module>{_DOWN} and the like.")
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"the pipeline has no {component}")
         # Models with and without `text_model.` in front are both about.
-        if rest.startswith("text_model.") and "text_model" not in dict(module.named_children()):
-            rest = rest.removeprefix("text_model.")
-        parts.setdefault(component, {})[rest] = value
-    for component, state in parts.items():
-        _fill_component(pipeline.components[component], state, name)
+        is_bare = "text_model" not in dict(module.named_children())
+        bare = {path.removeprefix("text_model.") if is_bare else path: factors for path, factors in parts.items()}
+        _fill_component(module, bare, name)
 
 
-def _fill_component(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
-    """Put an adapter of strength 1 into a module. Raises RuntimeError or ValueError where it does not fit."""
+def _fill_component(module: nn.Module, adapter: Adapter, name: str) -> None:
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
-    ranks = {key.removesuffix(_DOWN): value.shape[0] for key, value in state.items() if key.endswith(_DOWN)}
-    unknown = sorted(set(ranks) - {path for path, _ in module.named_modules()})
+    unknown = sorted(set(adapter) - {path for path, _ in module.named_modules()})
     if unknown:
         raise ValueError(f"the model has no {unknown[0]}")
-    patterns = {f"^{re.escape(path)}": rank for path, rank in ranks.items()}
-    alphas: Any = dict(patterns)
+    patterns = {path: f"^{re.escape(path)}" for path in adapter}
+    # peft declares an integer and works with any number.
+    alphas: Any = {patterns[path]: factors.alpha for path, factors in adapter.items()}
     config = LoraConfig(
-        target_modules="|".join(re.escape(path) for path in ranks),
-        rank_pattern=patterns,
+        # One expression, for peft takes a listed path as a suffix too: `proj_out` would be that of every block.
+        target_modules="|".join(re.escape(path) for path in adapter),
+        rank_pattern={patterns[path]: factors.rank for path, factors in adapter.items()},
         alpha_pattern=alphas,
-        use_dora=any(key.endswith(_MAGNITUDE) for key in state),
+        use_dora=any(factors.magnitude is not None for factors in adapter.values()),
     )
     inject_adapter_in_model(config, module, name)
     module.requires_grad_(False)
-    result = set_peft_model_state_dict(module, state, name)
-    missing = [key for key in result.missing_keys if ".lora_" in key]
+    result = set_peft_model_state_dict(module, _peft_state(adapter), name)
+    missing = [key for key in result.missing_keys if ".lora_" in key and f".{name}." in key]
     if result.unexpected_keys or missing:
         raise ValueError(f"does not fit: {[*result.unexpected_keys, *missing][0]}")
+
+
+def _peft_state(adapter: Adapter) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for path, factors in adapter.items():
+        state |= {f"{path}{_DOWN}": factors.down, f"{path}{_UP}": factors.up}
+        if factors.magnitude is not None:
+            state[f"{path}{_MAGNITUDE}"] = factors.magnitude_of_peft()
+    return state
 
 
 def set_strength(pipeline: DiffusionPipeline, strength: float, *, name: str = NAME) -> None:
@@ -175,7 +192,6 @@ def unload(pipeline: DiffusionPipeline) -> None:
 
     if isinstance(pipeline, LoraBaseMixin):
         pipeline.unload_lora_weights()
-        return
     for component in pipeline.components.values():
         if not isinstance(component, nn.Module):
             continue

@@ -25,8 +25,8 @@ class Export(Stage):
     """Commit or tag of a hub model."""
     weights_from: str
     """A train stage."""
-    layouts: tuple[Literal["diffusers", "kohya"], ...] = Field(default=("diffusers",), min_length=1)
-    """`kohya` is what most interfaces read."""
+    layouts: tuple[Literal["diffusers", "peft", "kohya", "comfyui"], ...] = Field(default=("diffusers",), min_length=1)
+    """`diffusers`, or `peft` for PixArt; `kohya` is what most interfaces read, `comfyui` has the authors' names."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of the written weights; fp32 keeps every bit."""
     file_name: str = Field(default="", pattern=r"^[\w.-]*$")
@@ -56,8 +56,9 @@ class Export(Stage):
         }
         facts: dict[str, Any] = {}
         for layout in self.layouts:
-            target = context.folder / f"{self.file_name or context.recipe_name}.{layout}.safetensors"
-            error = export_lora(
+            name = f"{self.file_name or context.recipe_name}.{layout}"
+            target = context.folder / (name if layout == "peft" else f"{name}.safetensors")
+            exported = export_lora(
                 source,
                 target,
                 family,
@@ -65,7 +66,7 @@ class Export(Stage):
                 precision=self.precision,
                 metadata={**metadata, "t2i_layout": layout},
             )
-            facts[target.name] = f"weight deltas arrive within {error:.1e}"
+            facts[target.name] = str(exported)
         return facts
 
     def _export_model(self, source: Path, folder: Path) -> dict[str, Any]:

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from t2i.errors import ModelError
 from t2i.export.adapter import TOLERANCES, Layout, Precision, export_lora
-from t2i.export.layouts import split_key, to_kohya
-from t2i.families.sd1 import SD1
 from t2i.stages.export import Export
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
@@ -31,7 +29,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export(source: Path, target: Path, layout: Layout = "diffusers", precision: Precision = "fp32") -> float:
-    return export_lora(source, target, tiny.load_sd1(), layout=layout, precision=precision, metadata={"who": "test"})
+    return export_lora(
+        source, target, tiny.load_sd1(), layout=layout, precision=precision, metadata={"who": "test"}
+    ).error
 
 
 def plain(path: Path) -> StableDiffusionPipeline:
@@ -168,27 +168,16 @@ def test_adapter_of_another_model_is_refused(trained: Path, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["other.safetensors"]
 
 
-@pytest.mark.parametrize("key", ["unet.a.lora_magnitude_vector", "unet.lora_A.weight", "unet.a.lora_A.bias", "weight"])
-def test_keys_that_are_no_plain_lora_are_refused(key: str) -> None:
-    with pytest.raises(ModelError, match="not a plain LoRA key"):
-        split_key(key)
-
-
-def test_component_without_a_kohya_name_is_refused() -> None:
-    with pytest.raises(ModelError, match="'vae' has no kohya prefix in family sd1"):
-        to_kohya({"vae.a.lora_A.weight": torch.zeros(2, 2)}, SD1.facts)
-
-
 def test_export_stage_writes_every_layout(trained: Path, tmp_path: Path) -> None:
     train = tmp_path / "train"
     (train / "adapter").mkdir(parents=True)
     (train / "adapter/pytorch_lora_weights.safetensors").write_bytes(trained.read_bytes())
-    fields = {"model": str(tiny.sd1()), "layouts": ["diffusers", "kohya"], "precision": "fp16"}
+    fields = {"model": str(tiny.sd1()), "layouts": ["diffusers", "peft", "kohya", "comfyui"], "precision": "fp16"}
     facts = tiny.run_stage(Export, tmp_path / "export", fields, {"weights_from": train})
-    names = {"test.diffusers.safetensors", "test.kohya.safetensors"}
+    names = {"test.diffusers.safetensors", "test.peft", "test.kohya.safetensors", "test.comfyui.safetensors"}
     assert set(facts) == {path.name for path in (tmp_path / "export").iterdir()} == names
     again = tiny.run_stage(Export, tmp_path / "export", {**fields, "file_name": "mine"}, {"weights_from": train})
-    assert set(again) == {"mine.diffusers.safetensors", "mine.kohya.safetensors"}
+    assert set(again) == {name.replace("test.", "mine.") for name in names}
 
 
 def test_export_stage_casts_a_whole_model(tmp_path: Path) -> None:

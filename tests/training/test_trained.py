@@ -177,12 +177,10 @@ def test_an_exported_file_arrives_whole(tmp_path: Path, variant: str) -> None:
     lora.save(modules, tmp_path / "a.safetensors", {})
     target = tmp_path / "b.safetensors"
     options: Any = {"precision": "bf16", "metadata": {}}
-    assert export_lora(tmp_path / "a.safetensors", target, tiny.load_sd1(), layout="diffusers", **options) < 2**-7
+    assert export_lora(tmp_path / "a.safetensors", target, tiny.load_sd1(), layout="diffusers", **options).error < 2**-7
     if variant == "dora":
         magnitudes = [key for key in load_file(target) if key.endswith(".lora_magnitude_vector.weight")]
         assert len(magnitudes) == len(adapted_layers(modules["unet"]))
-        with pytest.raises(ModelError, match="Export as diffusers"):
-            export_lora(tmp_path / "a.safetensors", target, tiny.load_sd1(), layout="kohya", **options)
 
 
 def test_a_dora_that_lost_a_magnitude_is_refused(tmp_path: Path) -> None:
@@ -190,16 +188,8 @@ def test_a_dora_that_lost_a_magnitude_is_refused(tmp_path: Path) -> None:
     state = lora.adapter_state(modules)
     del state[f"unet.{MID_TO_Q}.lora_magnitude_vector.weight"]
     save_file(state, tmp_path / "adapter.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=r"31 of 32 modules have a DoRA magnitude, 32 got one"):
+    with pytest.raises(ModelError, match=r"31 of 32 modules of unet have a DoRA magnitude"):
         lora.load_into(tiny.load_sd1().pipeline, tmp_path / "adapter.safetensors")
-
-
-def test_a_kohya_dora_whose_magnitudes_diffusers_drops_is_refused(tmp_path: Path) -> None:
-    name = "lora_unet_" + MID_TO_Q.replace(".", "_")
-    state = {f"{name}.lora_down.weight": torch.ones(2, 32), f"{name}.lora_up.weight": torch.ones(32, 2)}
-    save_file(state | {f"{name}.dora_scale": torch.ones(32, 1)}, tmp_path / "k.safetensors")
-    with pytest.raises(ModelError, match="magnitudes diffusers drops"):
-        lora.load_into(tiny.load_sd1().pipeline, tmp_path / "k.safetensors")
 
 
 def test_strength_scales_the_effect_relative_to_the_file(tmp_path: Path) -> None:
@@ -385,7 +375,7 @@ def test_pipelines_that_load_no_lora_files_do_so_through_peft(tmp_path: Path, va
     lora.unload(fresh.pipeline)
     assert torch.equal(fresh.predict(), base)
     options: Any = {"layout": "diffusers", "precision": "fp32", "metadata": {}}
-    assert export_lora(path, tmp_path / "out.safetensors", fresh, **options) == 0
+    assert export_lora(path, tmp_path / "out.safetensors", fresh, **options).error == 0
     assert torch.equal(fresh.predict(), base)
 
 
