@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -63,6 +64,20 @@ def seen_size(path: Path) -> tuple[int, int]:
     return _opened(path, _turned_size)
 
 
+def seen_size_of(data: bytes, where: str) -> tuple[int, int]:
+    """As `seen_size`, of a file's bytes. where: what messages call it."""
+    return _opened(io.BytesIO(data), _turned_size, where)
+
+
+def image_suffix(data: bytes, where: str) -> str:
+    """Ending of the format that a file's bytes are of. Raises DataError for no image, or a format not of the list."""
+    names = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
+    found = _opened(io.BytesIO(data), lambda image: image.format or "", where)
+    if found not in names:
+        raise DataError(f"{where}: an image of the format {found}; known: {', '.join(names)}.")
+    return names[found]
+
+
 def _turned_size(image: Image.Image) -> tuple[int, int]:
     sideways = image.getexif().get(_ORIENTATION, 1) >= 5
     return (image.height, image.width) if sideways else image.size
@@ -71,9 +86,10 @@ def _turned_size(image: Image.Image) -> tuple[int, int]:
 _Seen = TypeVar("_Seen")
 
 
-def _opened(path: Path, look: Callable[[Image.Image], _Seen]) -> _Seen:
+def _opened(place: Path | io.BytesIO, look: Callable[[Image.Image], _Seen], name: str = "") -> _Seen:
+    path = name or place
     try:
-        with Image.open(path) as file:
+        with Image.open(place) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise DataError(f"{path}: {file.width}x{file.height} pixels; at most {MAX_PIXELS} are decoded.")
             return look(file)

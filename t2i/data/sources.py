@@ -11,6 +11,10 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag
 
 from t2i.config import FrozenModel, LocalPath
+from t2i.data.formats.hub import HubSource
+from t2i.data.formats.json_files import CaptionsJsonSource, KohyaSource
+from t2i.data.formats.metadata import MetadataSource
+from t2i.data.formats.tars import WebdatasetSource
 from t2i.records import Caption, CaptionedImage, read_jsonl, write_bytes, write_jsonl
 from t2i.resources import resolve_path
 
@@ -134,7 +138,17 @@ class ShapesSource(FrozenModel):
             yield CaptionedImage(content_id(path), name, image.width, image.height, captions, extra)
 
 
-ImageSource = Annotated[FolderSource | RecordsSource | ShapesSource, Field(discriminator="type")]
+ImageSource = Annotated[
+    CaptionsJsonSource
+    | FolderSource
+    | HubSource
+    | KohyaSource
+    | MetadataSource
+    | RecordsSource
+    | ShapesSource
+    | WebdatasetSource,
+    Field(discriminator="type"),
+]
 
 
 def _is_list(value: object) -> str:
@@ -148,10 +162,13 @@ ImageSources = Annotated[
 """One source, or a list of sources."""
 
 
-def save_records(folder: Path, records: Iterable[CaptionedImage]) -> Path:
-    """Write `folder/records.jsonl`. Images of neighbouring stages are named relatively: a runs folder can be moved."""
+def save_records(folder: Path, records: Iterable[CaptionedImage], name: str = RECORDS_FILE) -> Path:
+    """Write `folder/records.jsonl`, or under another name.
+
+    Images of neighbouring stages are named relatively: a runs folder can be moved.
+    """
     run = folder.parent.resolve()
-    path, here = folder / RECORDS_FILE, folder.resolve()
+    path, here = folder / name, folder.resolve()
 
     def named(row: CaptionedImage) -> CaptionedImage:
         inside = Path(row.image).is_relative_to(run)
