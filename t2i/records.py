@@ -245,7 +245,12 @@ def _line(row: Row) -> bytes:
 def record_values(row: CaptionedImage) -> dict[str, Any]:
     """A record as JSON values, without what is not known about its image and captions."""
     values = _known(row) | {"extra": row.extra}
-    return values | {"captions": [_known(caption) | {"source": caption.source} for caption in row.captions]}
+    return values | {"captions": [caption_values(caption) for caption in row.captions]}
+
+
+def caption_values(caption: Caption) -> dict[str, Any]:
+    """A caption as JSON values, without what is not known about it."""
+    return _known(caption) | {"source": caption.source}
 
 
 def _known(value: Any) -> dict[str, Any]:
@@ -261,11 +266,12 @@ def _known(value: Any) -> dict[str, Any]:
 def record_from(values: Mapping[str, Any]) -> CaptionedImage:
     """The record that `record_values` gave. Raises TypeError for unknown or missing keys."""
     known = _rebuilt(values, {"origin": ImageOrigin}, ("checks",))
-    known["captions"] = tuple(_caption(caption) for caption in values.get("captions", ()))
+    known["captions"] = tuple(caption_from(caption) for caption in values.get("captions", ()))
     return CaptionedImage(**known)
 
 
-def _caption(values: Mapping[str, Any]) -> Caption:
+def caption_from(values: Mapping[str, Any]) -> Caption:
+    """The caption that `caption_values` gave. Raises TypeError for unknown or missing keys."""
     known = _rebuilt(values, {"review": Review}, ("checks",))
     if values.get("origin") is not None:
         known["origin"] = Origin(**_rebuilt(values["origin"], {}, ("parents",)))
@@ -305,7 +311,7 @@ def parse_row(line: bytes, row_type: type[Row], where: str) -> Row:
         raise DataError(f"{where}: found {type(values).__name__}, expected a JSON object.")
     try:
         if row_type is CaptionedImage:
-            values["captions"] = tuple(_caption(caption) for caption in values.get("captions", ()))
+            values["captions"] = tuple(caption_from(caption) for caption in values.get("captions", ()))
             values = _rebuilt(values, {"origin": ImageOrigin}, ("checks",))
         return row_type(**values)
     except (TypeError, AttributeError) as error:

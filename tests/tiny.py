@@ -8,7 +8,7 @@ import json
 import shutil
 import string
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +17,9 @@ from pydantic import BaseModel
 from t2i.stages.base import StageContext
 
 if TYPE_CHECKING:
+    from t2i.captioners import Answer, Captioner
     from t2i.families.sd1 import SD1
+    from t2i.records import CaptionedImage
     from t2i.training.settings import FullSettings, LoraSettings
     from t2i.training.tasks import Task
 
@@ -225,6 +227,12 @@ def captioned_photographs() -> Path:
     data = {"type": "folder", "path": str(source)}
     run_stage(CaptionStage, folder, {"data": data, "captioner": {"type": "files"}, "max_refused": 0})
     return folder
+
+
+def captions(captioner: Captioner, records: Sequence[CaptionedImage]) -> list[Answer]:
+    """Answers of a captioner, in the order of the records."""
+    found = dict(captioner.load()(records))
+    return [found[number] for number in range(len(records))]
 
 
 def diffusion_task(

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from t2i.captioners.base import Captioner, Refusal
+from t2i.captioners.base import Answer, Captioner, Refusal
 from t2i.captioners.files import FilesCaptioner
 from t2i.captioners.shapes import ShapesCaptioner
 
 AnyCaptioner = Annotated[FilesCaptioner | ShapesCaptioner, Field(discriminator="type")]
 
-__all__ = ["AnyCaptioner", "Captioner", "FilesCaptioner", "Refusal", "ShapesCaptioner"]
+__all__ = ["Answer", "AnyCaptioner", "Captioner", "FilesCaptioner", "Refusal", "ShapesCaptioner"]

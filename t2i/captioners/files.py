@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from t2i.captioners.base import Refusal
+from t2i.captioners.base import Answer, Describe, Refusal
 from t2i.config import FrozenModel
+from t2i.data.formats.texts import Dialect, captions_in, read_text
+from t2i.errors import DataError
 from t2i.records import Caption, CaptionedImage
 
 
 class FilesCaptioner(FrozenModel):
-    """Read `picture.txt` beside `picture.jpg`: one caption, on one line."""
+    """Read `picture.txt` beside `picture.jpg`, in the dialect of the tool that wrote it."""
 
     type: Literal["files"] = "files"
     kind: str = Field(default="caption", min_length=1)
     """Kind under which the captions are stored."""
     extension: str = Field(default=".txt", pattern=r"^\.\w+$")
     """Ending of the caption files."""
+    dialect: Dialect = "one_line"
+    """What several lines mean: `one_line` (an error), `first_line`, `line_each`, `whole_file`, or comma `tags`."""
 
-    def check(self, images: Sequence[Path]) -> None:
+    def check(self, images: Iterable[Path]) -> None:
         """Raise DataError for caption files beside the images that belong to none: a misspelt name loses two halves."""
         from t2i.data.images import IMAGE_SUFFIXES
-        from t2i.errors import DataError
 
         problems: list[str] = []
         for folder in sorted({image.parent for image in images}):
@@ -39,20 +42,24 @@ class FilesCaptioner(FrozenModel):
                 f"{len(problems)} caption files have no image of their name: {shown}; rename or remove them."
             )
 
-    def caption(self, records: Sequence[CaptionedImage]) -> list[Caption | Refusal]:
-        """Read the sidecar of every record."""
-        return [self._read(Path(record.image).with_suffix(self.extension)) for record in records]
+    def load(self) -> Describe:
+        """Nothing to open."""
+        return self.caption
 
-    def _read(self, path: Path) -> Caption | Refusal:
+    def caption(self, records: Sequence[CaptionedImage]) -> Iterator[tuple[int, Answer]]:
+        """Read the sidecar of every record."""
+        for number, record in enumerate(records):
+            yield number, self._read(Path(record.image).with_suffix(self.extension))
+
+    def _read(self, path: Path) -> Answer:
         try:
-            text = path.read_text(encoding="utf-8-sig").strip()
+            texts = captions_in(read_text(path), self.dialect, path.name)
         except FileNotFoundError:
             return Refusal(f"no caption file {path.name}")
-        except (OSError, UnicodeDecodeError) as error:
-            return Refusal(f"{path.name} cannot be read as UTF-8 text ({error})")
-        if not text:
+        except OSError as error:
+            return Refusal(f"{path.name} cannot be read ({error.strerror})")
+        except DataError as error:
+            return Refusal(str(error))
+        if not texts:
             return Refusal(f"{path.name} is empty")
-        if "\n" in text:
-            # Five tools give a second line five meanings; choosing one in silence would drop or join captions.
-            return Refusal(f"{path.name} has {len(text.splitlines())} lines; expected one caption on one line")
-        return Caption(self.kind, text, f"file:{self.extension}")
+        return tuple(Caption(self.kind, text, f"file:{self.extension}") for text in texts)

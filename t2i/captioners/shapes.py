@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from t2i.captioners.base import Refusal
+from t2i.captioners.base import Answer, Describe, Refusal
 from t2i.config import FrozenModel
 from t2i.records import Caption, CaptionedImage
 
@@ -18,14 +18,19 @@ class ShapesCaptioner(FrozenModel):
     kind: Literal["short", "dense", "spatial"] = "dense"
     """How much to say."""
 
-    def check(self, images: Sequence[Path]) -> None:
+    def check(self, images: Iterable[Path]) -> None:
         """Any picture may be looked at."""
 
-    def caption(self, records: Sequence[CaptionedImage]) -> list[Caption | Refusal]:
-        """Read each picture; refuse where the judge is unsure."""
-        return [self._look(record) for record in records]
+    def load(self) -> Describe:
+        """Nothing to open."""
+        return self.caption
 
-    def _look(self, record: CaptionedImage) -> Caption | Refusal:
+    def caption(self, records: Sequence[CaptionedImage]) -> Iterator[tuple[int, Answer]]:
+        """Read each picture; refuse where the judge is unsure."""
+        for number, record in enumerate(records):
+            yield number, self._look(record)
+
+    def _look(self, record: CaptionedImage) -> Answer:
         from t2i.data.images import open_image
         from t2i.errors import DataError
         from t2i.shapes import describe, read_scene
@@ -34,6 +39,6 @@ class ShapesCaptioner(FrozenModel):
         if reading.scene is None:
             return Refusal(f"the judge is unsure: {reading.reason}")
         try:
-            return Caption(self.kind, describe(reading.scene, self.kind), "shapes-judge")
+            return (Caption(self.kind, describe(reading.scene, self.kind), "shapes-judge"),)
         except DataError as error:
             return Refusal(str(error))

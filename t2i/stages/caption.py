@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from t2i.captioners import AnyCaptioner, FilesCaptioner, Refusal
-from t2i.data.sources import RECORDS_FILE, ImageSource, load_records, save_records
-from t2i.records import Caption, CaptionedImage, write_text
+from t2i.captioners import Answer, AnyCaptioner, Captioner, FilesCaptioner, Refusal
+from t2i.captioners.work import CaptionTask, answer_from
+from t2i.config import speed_only
+from t2i.data.sources import RECORDS_FILE, ImageSource, save_records
+from t2i.errors import ConfigError, DataError
+from t2i.records import CaptionedImage, write_parts
 from t2i.stages.base import InspectContext, Stage, StageContext
 
 if TYPE_CHECKING:
     from t2i.data.preview import Preview
+    from t2i.data.rows import RecordTable
+    from t2i.data.shards import Shards
 
-BATCH = 64
-"""Images per captioner call and per shard: fixed, so that an interrupted run goes on at the same boundaries."""
+COLLECTED_FILE = "collected.jsonl"
+"""The images before they have captions; removed at the end."""
+SHARDS_FOLDER = "shards"
+REFUSED_FILE = "refused.jsonl"
+SHOWN = 10
+"""Images without a caption that an error names."""
+SHARD_SIZE = 256
+"""Images of a shard: fixed, so that an interrupted run goes on at the same boundaries."""
 
 
 class CaptionStage(Stage):
     """Write `records.jsonl`: every image with its captions. Images that get none are listed in `refused.jsonl`."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     produces: ClassVar[str] = "captioned_images"
     accepts: ClassVar[dict[str, tuple[str, ...]]] = {"data_from": ("captioned_images",)}
 
@@ -34,15 +46,19 @@ class CaptionStage(Stage):
     """Where images come from, if not from a stage."""
     data_from: str | None = None
     """An earlier caption or filter stage."""
-    captioner: AnyCaptioner
-    """What writes the captions."""
+    captioner: AnyCaptioner | None = None
+    """What writes the captions; without one the images are collected with those they have."""
     max_refused: float = Field(default=1.0, ge=0, le=1)
     """Largest share of images without a caption before the stage fails; 0 demands a caption for every image."""
+    workers: int = speed_only(1, ge=1, le=64)
+    """Processes that caption side by side, each with a captioner of its own."""
 
     @model_validator(mode="after")
     def _one_source(self) -> CaptionStage:
         if (self.data is None) == (self.data_from is None):
             raise ValueError("give exactly one of `data` (a source of images) and `data_from` (a stage)")
+        if self.captioner is None and self.data is None:
+            raise ValueError("captioner: without one there is nothing to do with the records of a stage")
         return self
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
@@ -52,14 +68,16 @@ class CaptionStage(Stage):
         facts: dict[str, JsonValue] = {"images": len(before.records)}
         if isinstance(self.captioner, FilesCaptioner):
             _, problems = self._from_files(self.captioner, before.records)
-            self._check_refused(problems, len(before.records))
+            self._check_refused(problems, len(problems), len(before.records))
             facts |= {"without a caption": list(problems)} if problems else {}
         return facts
 
     def preview(self, context: InspectContext) -> Preview | None:
         before = self._images(context)
-        if before is None or not isinstance(self.captioner, FilesCaptioner):
-            return before and dataclasses.replace(before, has_captions=False)
+        if before is None or self.captioner is None:
+            return before
+        if not isinstance(self.captioner, FilesCaptioner):
+            return dataclasses.replace(before, has_captions=False)
         rows, _ = self._from_files(self.captioner, before.records)
         return dataclasses.replace(before, records=rows)
 
@@ -73,61 +91,87 @@ class CaptionStage(Stage):
     ) -> tuple[list[CaptionedImage], list[str]]:
         """The rows with the captions that lie beside them, and what is wrong where there is none."""
         captioner.check([Path(row.image) for row in rows])
-        pairs = list(zip(rows, captioner.caption(rows), strict=True))
+        answers = [answer for _, answer in captioner.caption(rows)]
+        pairs = list(zip(rows, answers, strict=True))
         refused = [f"{row.image}: {answer.reason}" for row, answer in pairs if isinstance(answer, Refusal)]
         return [_with(row, answer) for row, answer in pairs], refused
 
     def run(self, context: StageContext) -> dict[str, Any]:
+        if self.captioner is None:
+            return {"images": len(self._records(context, RECORDS_FILE))}
+        records = self._records(context, COLLECTED_FILE)
+        _check_alt(self.captioner, records)
+        self.captioner.check(Path(row.image) for row in records)
+        shards = self._captioned(self.captioner, context.folder, records)
+        refused = self._list_refused(context.folder, records, shards)
+        rows = zip(records, shards.answers(), strict=True)
+        save_records(context.folder, (_with(row, answer_from(values)) for row, values in rows))
+        shutil.rmtree(context.folder / SHARDS_FOLDER)
+        (context.folder / COLLECTED_FILE).unlink(missing_ok=True)
+        return {"images": len(records), "captioned": len(records) - refused, "refused": refused}
+
+    def _records(self, context: StageContext, name: str) -> RecordTable:
+        """Rows that stay on disk, with absolute image paths. name: of the file that holds those of a source."""
         if self.data is None:
-            records = load_records(context.input("data_from") / RECORDS_FILE)
-        else:
-            records = self.data.materialize(context.folder, context.seed)
-        self._check_alt(records)
-        self.captioner.check([context.folder / row.image for row in records])
-        answers = self._answers(context.folder, records)
-        captioned = [_with(row, answer) for row, answer in zip(records, answers, strict=True)]
-        refused = [(row, a) for row, a in zip(records, answers, strict=True) if isinstance(a, Refusal)]
-        lines = [json.dumps({"image": row.image, "reason": a.reason}, ensure_ascii=False) + "\n" for row, a in refused]
-        write_text(context.folder / "refused.jsonl", "".join(lines))
-        self._check_refused([f"{row.image}: {a.reason}" for row, a in refused], len(records))
-        save_records(context.folder, captioned)
-        return {"images": len(records), "captioned": len(records) - len(refused), "refused": len(refused)}
+            return _table(context.input("data_from") / RECORDS_FILE)
+        return _table(save_records(context.folder, self.data.read(context.folder, context.seed), name))
 
-    def _check_alt(self, records: list[CaptionedImage]) -> None:
-        """Alt text is what a picture came with: every other caption can be made again, that cannot."""
-        from t2i.errors import ConfigError
-
-        having = next((row.image for row in records if self.captioner.kind == "alt" and row.caption("alt")), None)
-        if having:
-            raise ConfigError(f"captioner.kind: {having} has an alt text, which is never replaced; name another kind.")
-
-    def _answers(self, folder: Path, records: list[CaptionedImage]) -> list[Caption | Refusal]:
+    def _captioned(self, captioner: Captioner, folder: Path, records: RecordTable) -> Shards[CaptionedImage]:
+        from t2i.data.shards import Shards
         from t2i.training.progress import progress_bar
 
-        answers: list[Caption | Refusal] = []
+        shards = Shards(folder / SHARDS_FOLDER, records, SHARD_SIZE, CaptionTask(captioner))
         with progress_bar("captioning", 0, len(records)) as advance:
-            for start in range(0, len(records), BATCH):
-                # Records of a source are relative to the stage's folder; captioners get paths they can open.
-                rows = [
-                    dataclasses.replace(row, image=str(folder / row.image)) for row in records[start : start + BATCH]
-                ]
-                answers += self.captioner.caption(rows)
-                advance(min(start + BATCH, len(records)))
-        return answers
+            shards.run(self.workers, advance)
+        return shards
 
-    def _check_refused(self, problems: list[str], count: int) -> None:
-        from t2i.errors import DataError
+    def _list_refused(self, folder: Path, records: RecordTable, shards: Shards[CaptionedImage]) -> int:
+        """Write refused.jsonl; returns how many are in it. Raises DataError if they are too many."""
+        count, problems = 0, []
 
-        if len(problems) > self.max_refused * count or len(problems) == count:
-            shown = "\n  ".join(problems[:10]) + (
-                f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
-            )
-            raise DataError(f"{len(problems)} of {count} images got no caption:\n  {shown}")
+        def lines() -> Iterator[bytes]:
+            nonlocal count
+            for row, values in zip(records, shards.answers(), strict=True):
+                answer = answer_from(values)
+                if isinstance(answer, Refusal):
+                    count += 1
+                    problems.extend([f"{row.image}: {answer.reason}"] if count <= SHOWN else [])
+                    yield _refused_line(row, answer)
+
+        write_parts(folder / REFUSED_FILE, lines())
+        self._check_refused(problems, count, len(records))
+        return count
+
+    def _check_refused(self, problems: Sequence[str], refused: int, count: int) -> None:
+        """problems: the first of them."""
+        if refused > self.max_refused * count or refused == count:
+            more = [f"... and {refused - SHOWN} more"] if refused > SHOWN else []
+            shown = "\n  ".join([*problems[:SHOWN], *more])
+            raise DataError(f"{refused} of {count} images got no caption:\n  {shown}")
 
 
-def _with(row: CaptionedImage, answer: Caption | Refusal) -> CaptionedImage:
-    """The record with the new caption; one of the same kind that was there before gives way."""
+def _table(path: Path) -> RecordTable:
+    from t2i.data.rows import RecordTable
+
+    return RecordTable(path)
+
+
+def _refused_line(row: CaptionedImage, answer: Refusal) -> bytes:
+    values = {"image": row.image, "reason": answer.reason} | ({"text": answer.text} if answer.text else {})
+    return (json.dumps(values, ensure_ascii=False) + "\n").encode()
+
+
+def _check_alt(captioner: Captioner, records: Sequence[CaptionedImage]) -> None:
+    """Alt text is what a picture came with: every other caption can be made again, that cannot."""
+    having = next((row.image for row in records if captioner.kind == "alt" and row.caption("alt")), None)
+    if having:
+        raise ConfigError(f"captioner.kind: {having} has an alt text, which is never replaced; name another kind.")
+
+
+def _with(row: CaptionedImage, answer: Answer) -> CaptionedImage:
+    """The record with the new captions; those of the same kind that were there before give way."""
     if isinstance(answer, Refusal):
         return row
-    kept = tuple(caption for caption in row.captions if caption.kind != answer.kind)
-    return dataclasses.replace(row, captions=(*kept, answer))
+    kinds = {caption.kind for caption in answer}
+    kept = tuple(caption for caption in row.captions if caption.kind not in kinds)
+    return dataclasses.replace(row, captions=(*kept, *answer))

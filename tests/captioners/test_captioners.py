@@ -17,11 +17,15 @@ def record(path: Path) -> CaptionedImage:
 
 
 def read(folder: Path, data: bytes | None, **fields: object) -> Caption | Refusal:
-    """What the sidecar of one picture says."""
+    """What the sidecar of one picture says, one caption or none."""
     if data is not None:
         (folder / "a.b.txt").write_bytes(data)
-    [answer] = tiny.from_recipe(FilesCaptioner, {"type": "files", **fields}).caption([record(folder / "a.b.jpg")])
-    return answer
+    captioner = tiny.from_recipe(FilesCaptioner, {"type": "files", **fields})
+    [answer] = tiny.captions(captioner, [record(folder / "a.b.jpg")])
+    if isinstance(answer, Refusal):
+        return answer
+    [caption] = answer
+    return caption
 
 
 @pytest.mark.parametrize(
@@ -43,15 +47,53 @@ def test_sidecar_is_the_caption(tmp_path: Path, data: bytes, text: str) -> None:
         (None, r"no caption file a\.b\.txt"),
         (b"", r"a\.b\.txt is empty"),
         (b" \n\t\n", r"a\.b\.txt is empty"),
-        (b"a cat\na dog\n", r"a\.b\.txt has 2 lines; expected one"),
-        (b"a cat\ra dog", r"a\.b\.txt has 2 lines"),
-        (b"caf\xe9", r"a\.b\.txt cannot be read as UTF-8"),
+        (b"a cat\na dog\n", r"a\.b\.txt: 2 lines, which tools read differently"),
+        (b"a cat\ra dog", r"a\.b\.txt: 2 lines"),
+        (b"caf\xe9", r"a\.b\.txt: not UTF-8 text (byte 3 is 0xe9)"),
     ],
 )
 def test_sidecar_that_is_no_caption_is_refused(tmp_path: Path, data: bytes | None, reason: str) -> None:
     answer = read(tmp_path, data)
     assert isinstance(answer, Refusal)
     assert reason.replace("\\", "") in answer.reason
+
+
+DIALECTS = [
+    ("first_line", ["a cat, black"]),
+    ("line_each", ["a cat, black", "on  a mat ,"]),
+    ("whole_file", ["a cat, black\n\n on  a mat ,"]),
+    ("tags", ["a cat, black, on  a mat"]),
+]
+
+
+@pytest.mark.parametrize(("dialect", "texts"), DIALECTS)
+def test_several_lines_mean_what_the_dialect_says(tmp_path: Path, dialect: str, texts: list[str]) -> None:
+    (tmp_path / "a.b.txt").write_bytes(b" a cat, black\r\n\n on  a mat ,\n")
+    captioner = tiny.from_recipe(FilesCaptioner, {"type": "files", "dialect": dialect})
+    [answer] = tiny.captions(captioner, [record(tmp_path / "a.b.jpg")])
+    assert answer == tuple(Caption("caption", text, "file:.txt") for text in texts)
+
+
+def test_several_lines_without_a_dialect_show_the_choices(tmp_path: Path) -> None:
+    answer = read(tmp_path, b"a cat\na dog\n")
+    assert isinstance(answer, Refusal)
+    assert all(dialect in answer.reason for dialect, _ in DIALECTS)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"a\x00cat", "control character U+0000"),
+        (b"a \x1b[31mcat", "control character U+001B"),
+        (b"\xff\xfea\x00", "UTF-16"),
+        (b"a" * 10_000_000, "10000000 bytes; expected a caption"),
+        (b"a" * 100_001, "has 100001 characters"),
+    ],
+)
+def test_what_is_no_text_of_a_person_is_refused(tmp_path: Path, data: bytes, reason: str) -> None:
+    answer = read(tmp_path, data)
+    assert isinstance(answer, Refusal)
+    assert reason in answer.reason
 
 
 def test_sidecar_that_is_a_folder_is_refused(tmp_path: Path) -> None:
@@ -67,8 +109,9 @@ def test_kind_and_ending_are_the_recipes(tmp_path: Path) -> None:
 def test_answers_come_in_the_order_of_the_records(tmp_path: Path) -> None:
     tiny.write_photographs(tmp_path)
     rows = [record(tmp_path / f"{name}.png") for name in ("moon", "none", "chelsea")]
-    answers = FilesCaptioner().caption(rows)
-    assert [getattr(answer, "text", None) for answer in answers] == ["the moon", None, "a cat"]
+    moon, none, cat = tiny.captions(FilesCaptioner(), rows)
+    assert (moon, cat) == ((Caption("caption", "the moon", "file:.txt"),), (Caption("caption", "a cat", "file:.txt"),))
+    assert isinstance(none, Refusal)
 
 
 def test_shapes_captioner_reads_the_picture_not_the_record(tmp_path: Path) -> None:
@@ -79,8 +122,8 @@ def test_shapes_captioner_reads_the_picture_not_the_record(tmp_path: Path) -> No
         render(scene).save(tmp_path / f"{index}.png")
     Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / "noise.png")
     rows = [record(tmp_path / f"{name}.png") for name in (2, 0, "noise")]
-    second, first, noise = ShapesCaptioner(kind="dense").caption(rows)
-    assert second == Caption("dense", describe(scenes[2], "dense"), "shapes-judge")
-    assert first == Caption("dense", describe(scenes[0], "dense"), "shapes-judge")
+    second, first, noise = tiny.captions(ShapesCaptioner(kind="dense"), rows)
+    assert second == (Caption("dense", describe(scenes[2], "dense"), "shapes-judge"),)
+    assert first == (Caption("dense", describe(scenes[0], "dense"), "shapes-judge"),)
     assert isinstance(noise, Refusal)
     assert noise.reason.startswith("the judge is unsure")

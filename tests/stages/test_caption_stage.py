@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import tiny
+from PIL import Image
 from pydantic import ValidationError
 
 from t2i.data.sources import load_records, save_records
 from t2i.errors import ConfigError, DataError
 from t2i.records import Caption, CaptionedImage
-from t2i.stages.caption import CaptionStage
+from t2i.stages.caption import SHARD_SIZE, CaptionStage
 
 
 def run(folder: Path, source: Path, **fields: object) -> dict[str, Any]:
@@ -104,6 +105,30 @@ def test_stage_run_twice_writes_the_same_bytes(tmp_path: Path) -> None:
     rows = load_records(tmp_path / "run/caption/records.jsonl")
     assert all([caption.kind for caption in row.captions] == ["alt", "dense"] for row in rows)
     assert all(Path(row.image).is_file() for row in rows)
+
+
+def test_images_may_be_collected_without_a_captioner(tmp_path: Path) -> None:
+    source = tiny.write_photographs(tmp_path / "photographs")
+    rows = "".join(json.dumps({"file_name": f"{n}.png", "text": t}) + "\n" for n, t in tiny.PHOTOGRAPHS.items())
+    (source / "metadata.jsonl").write_text(rows)
+    data = {"type": "metadata", "path": str(source), "captions": {"text": "alt"}}
+    assert tiny.run_stage(CaptionStage, tmp_path / "run/caption", {"data": data}) == {"images": 6}
+    found = load_records(tmp_path / "run/caption/records.jsonl")
+    assert {Path(row.image).stem: row.caption("alt") for row in found} == tiny.PHOTOGRAPHS
+
+
+def test_number_of_workers_does_not_change_a_byte(tmp_path: Path) -> None:
+    source = tmp_path / "run/photographs"
+    source.mkdir(parents=True)
+    for number in range(SHARD_SIZE + 40):
+        Image.new("RGB", (8, 8), (number % 256, number // 256, 0)).save(source / f"{number:03d}.bmp")
+        (source / f"{number:03d}.txt").write_text(f"picture {number}" if number % 7 else "")
+    for workers in (1, 2):
+        facts = run(tmp_path / f"run/{workers}", source, workers=workers)
+        assert facts == {"images": 296, "captioned": 253, "refused": 43}
+    names = sorted(path.name for path in (tmp_path / "run/1").iterdir())
+    assert names == ["records.jsonl", "refused.jsonl"]
+    assert all((tmp_path / "run/1" / name).read_bytes() == (tmp_path / "run/2" / name).read_bytes() for name in names)
 
 
 def test_exactly_one_source_of_images() -> None:
