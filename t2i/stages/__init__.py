@@ -5,6 +5,7 @@ from __future__ import annotations
 from t2i.stages.base import Stage, StageContext
 from t2i.stages.caption import CaptionStage
 from t2i.stages.compare import Compare
+from t2i.stages.dataset import DatasetStage
 from t2i.stages.export import Export
 from t2i.stages.filter import Filter
 from t2i.stages.generate import Generate
@@ -15,6 +16,7 @@ from t2i.stages.train import Train
 STAGE_TYPES: dict[str, type[Stage]] = {
     "caption": CaptionStage,
     "compare": Compare,
+    "dataset": DatasetStage,
     "export": Export,
     "filter": Filter,
     "generate": Generate,
