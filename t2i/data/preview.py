@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from t2i.data.formats.base import FormatSource, Row
+from t2i.data.formats.hub import HubSource
 from t2i.data.sources import FolderSource, ImageSource, RecordsSource, iterate_records
 from t2i.errors import DataError
 from t2i.records import CaptionedImage
@@ -28,7 +31,21 @@ def preview_source(source: ImageSource) -> Preview | None:
         return Preview(_headers(source))
     if isinstance(source, RecordsSource):
         return Preview(list(iterate_records(resolve_path(source.path))))
+    if isinstance(source, FormatSource) and not isinstance(source, HubSource):
+        return Preview(_rows(source))
     return None
+
+
+def _rows(source: FormatSource) -> list[CaptionedImage]:
+    """Rows that a run would refuse or drop are left out."""
+    sizes = {name: (width, height) for name, width, height in source.sizes()}
+    found = []
+    for row in source.rows():
+        if isinstance(row, Row):
+            width, height = sizes[row.where]
+            image = str(row.image) if isinstance(row.image, Path) else row.where
+            found.append(CaptionedImage("", image, width, height, tuple(row.captions), dict(row.extra)))
+    return found
 
 
 def _headers(source: FolderSource) -> list[CaptionedImage]:

@@ -167,15 +167,15 @@ def save_records(folder: Path, records: Iterable[CaptionedImage], name: str = RE
 
     Images of neighbouring stages are named relatively: a runs folder can be moved.
     """
-    run = folder.parent.resolve()
-    path, here = folder / name, folder.resolve()
-
-    def named(row: CaptionedImage) -> CaptionedImage:
-        inside = Path(row.image).is_relative_to(run)
-        return dataclasses.replace(row, image=os.path.relpath(row.image, here)) if inside else row
-
-    write_jsonl(path, (named(row) for row in records))
+    path = folder / name
+    write_jsonl(path, (dataclasses.replace(row, image=image_name(folder, row.image)) for row in records))
     return path
+
+
+def image_name(folder: Path, image: str) -> str:
+    """How a file in a stage's folder names an image: relatively if it is of the same run."""
+    here = folder.resolve()
+    return os.path.relpath(image, here) if Path(image).is_relative_to(here.parent) else image
 
 
 def load_records(path: Path) -> list[CaptionedImage]:

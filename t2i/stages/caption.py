@@ -14,7 +14,7 @@ from pydantic import Field, JsonValue, model_validator
 from t2i.captioners import Answer, AnyCaptioner, Captioner, FilesCaptioner, Refusal
 from t2i.captioners.work import CaptionTask, answer_from
 from t2i.config import speed_only
-from t2i.data.sources import RECORDS_FILE, ImageSource, save_records
+from t2i.data.sources import RECORDS_FILE, ImageSource, image_name, save_records
 from t2i.errors import ConfigError, DataError
 from t2i.records import CaptionedImage, write_parts
 from t2i.stages.base import InspectContext, Stage, StageContext
@@ -136,7 +136,7 @@ class CaptionStage(Stage):
                 if isinstance(answer, Refusal):
                     count += 1
                     problems.extend([f"{row.image}: {answer.reason}"] if count <= SHOWN else [])
-                    yield _refused_line(row, answer)
+                    yield _refused_line(image_name(folder, row.image), answer)
 
         write_parts(folder / REFUSED_FILE, lines())
         self._check_refused(problems, count, len(records))
@@ -156,8 +156,8 @@ def _table(path: Path) -> RecordTable:
     return RecordTable(path)
 
 
-def _refused_line(row: CaptionedImage, answer: Refusal) -> bytes:
-    values = {"image": row.image, "reason": answer.reason} | ({"text": answer.text} if answer.text else {})
+def _refused_line(image: str, answer: Refusal) -> bytes:
+    values = {"image": image, "reason": answer.reason} | ({"text": answer.text} if answer.text else {})
     return (json.dumps(values, ensure_ascii=False) + "\n").encode()
 
 
