@@ -188,6 +188,11 @@ class PreferencePair:
         """Whether neither image is preferred."""
         return self.preference == 0.5
 
+    @property
+    def group(self) -> str:
+        """What counts as one observation: the prompt, or of pairs without one, the chosen image."""
+        return self.prompt_id or self.prompt or self.chosen_id
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is either absent, the old one, or whole: temporary name, fsync, rename."""

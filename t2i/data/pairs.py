@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from t2i.config import FrozenModel, LocalPath
 from t2i.errors import DataError
 from t2i.records import PreferencePair, read_jsonl, write_jsonl
 from t2i.resources import resolve_path
+
+if TYPE_CHECKING:
+    from t2i.shapes.scenes import Scene
 
 PAIRS_FILE = "pairs.jsonl"
 
@@ -26,6 +31,72 @@ class PairsFile(FrozenModel):
     def read(self, folder: Path, seed: int) -> Iterator[PreferencePair]:
         """The file's pairs, checked, with absolute image paths and the ids of their images. Raises DataError."""
         return iterate_pairs(resolve_path(self.path))
+
+
+class ShapesPairs(FrozenModel):
+    """Pairs of drawn images, labelled by a function of their scenes that a reward model has to find out."""
+
+    type: Literal["shapes_pairs"] = "shapes_pairs"
+    count: int = Field(gt=0)
+    """Number of pairs, those that tie included."""
+    preference: Literal["warm_and_pointed", "warmth", "pointedness"] = "warm_and_pointed"
+    """Which of the functions of `t2i.shapes.preferences` says what is liked."""
+    flip_share: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of the pairs, drawn by lot, whose images change places: labels that are wrong. A tie stays one."""
+    split: Literal["train", "heldout"] = "train"
+    """Held-out scenes share no object-attribute-relation tuple with training scenes."""
+    max_objects: int = Field(default=4, ge=1, le=4)
+    """Objects in an image, at most."""
+    first: int = Field(default=0, ge=0)
+    """Number of the first pair: sources with ranges that do not overlap share no image."""
+
+    def read(self, folder: Path, seed: int) -> Iterator[PreferencePair]:
+        """Draw the images into `folder/images`; the prompt of a pair is that of either scene, by lot."""
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        for index in range(self.first, self.first + self.count):
+            yield self._pair(folder / "images", seed, index)
+
+    def _pair(self, folder: Path, seed: int, index: int) -> PreferencePair:
+        from t2i.data.images import content_id
+        from t2i.randomness import generator
+        from t2i.shapes import describe, sample_scene
+        from t2i.shapes.preferences import PREFERENCES
+
+        scenes = [sample_scene(seed, 2 * index + side, self.split, self.max_objects) for side in (0, 1)]
+        liked = [PREFERENCES[self.preference](scene) for scene in scenes]
+        random = generator(seed, f"shapes/pair/{self.split}", index)
+        prompt = describe(scenes[int(random.integers(2))], "dense")
+        flipped = liked[0] != liked[1] and bool(random.random() < self.flip_share)
+        paths = [_drawn(scene, folder / f"{index:06d}-{side}.png") for side, scene in enumerate(scenes)]
+        chosen = int(liked[1] > liked[0]) ^ int(flipped)
+        return PreferencePair(
+            prompt=prompt,
+            chosen=str(paths[chosen]),
+            rejected=str(paths[1 - chosen]),
+            prompt_id=f"{self.split}-{index}",
+            preference=0.5 if liked[0] == liked[1] else 1.0,
+            source=f"shapes/{self.preference}",
+            chosen_id=content_id(paths[chosen]),
+            rejected_id=content_id(paths[1 - chosen]),
+            extra={"liked": [liked[chosen], liked[1 - chosen]], "flipped": flipped},
+        )
+
+
+PairSource = Annotated[PairsFile | ShapesPairs, Field(discriminator="type")]
+
+
+def _drawn(scene: Scene, path: Path) -> Path:
+    """The scene's picture, drawn unless an interrupted run has done it."""
+    import io
+
+    from t2i.records import write_bytes
+    from t2i.shapes import render
+
+    if not path.exists():
+        buffer = io.BytesIO()
+        render(scene).save(buffer, "PNG")
+        write_bytes(path, buffer.getvalue())
+    return path
 
 
 def iterate_pairs(path: Path) -> Iterator[PreferencePair]:
@@ -50,6 +121,36 @@ def iterate_pairs(path: Path) -> Iterator[PreferencePair]:
         yield dataclasses.replace(row, **paths, **found)
     if not number:
         raise DataError(f"{path}: no pair.")
+
+
+def hold_out(
+    pairs: Sequence[PreferencePair], share: float, seed: int
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """(pairs to train on, held-out pairs): about `share` of the prompts, each drawn by itself with all its pairs.
+
+    Raises DataError if nothing is left on one side.
+    """
+    from t2i.randomness import generator
+
+    parts: tuple[list[PreferencePair], list[PreferencePair]] = ([], [])
+    for pair in pairs:
+        parts[int(generator(seed, f"held-out/{pair.group}").random() < share)].append(pair)
+    if not all(parts):
+        groups = len({pair.group for pair in pairs})
+        raise DataError(f"pairs of {groups} prompts: too few to hold out a share of {share}; give held_out_pairs.")
+    return parts
+
+
+def check_apart(training: Sequence[PreferencePair], held_out: Sequence[PreferencePair]) -> None:
+    """Raise DataError for held-out pairs whose prompt, or one of whose images, is trained on."""
+    groups = {pair.group for pair in training}
+    images = {name for pair in training for name in (pair.chosen_id, pair.rejected_id)}
+    shared = [p for p in held_out if p.group in groups or images & {p.chosen_id, p.rejected_id}]
+    if shared:
+        raise DataError(
+            f"{len(shared)} of {len(held_out)} held-out pairs share their prompt or an image with one trained on, "
+            f"first {shared[0].chosen} over {shared[0].rejected}; give held_out_pairs that share none."
+        )
 
 
 def save_pairs(folder: Path, pairs: Iterable[PreferencePair]) -> Path:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from t2i.data.images import content_id
-from t2i.data.pairs import PairsFile, iterate_pairs, save_pairs
+from t2i.data.pairs import PairsFile, ShapesPairs, check_apart, hold_out, iterate_pairs, save_pairs
 from t2i.errors import DataError
 from t2i.records import PreferencePair
 
@@ -76,3 +76,45 @@ def test_saved_pairs_come_back_and_a_runs_folder_can_be_moved(folder: Path, tmp_
     assert list(iterate_pairs(path)) == pairs
     assert pairs[1].is_tie
     assert isinstance(pairs[1], PreferencePair)
+
+
+def test_drawn_pairs_put_the_liked_scene_first_but_for_the_flipped(tmp_path: Path) -> None:
+    drawn = list(ShapesPairs(count=60, flip_share=0.25).read(tmp_path, 3))
+    for pair in drawn:
+        better, worse = pair.extra["liked"]
+        assert pair.is_tie == (better == worse)
+        assert pair.extra["flipped"] == (better < worse)
+        assert (pair.chosen_id, pair.rejected_id) == (content_id(Path(pair.chosen)), content_id(Path(pair.rejected)))
+    assert 8 <= sum(pair.extra["flipped"] for pair in drawn) <= 24
+    assert not any(pair.extra["flipped"] for pair in ShapesPairs(count=20).read(tmp_path, 3))
+    assert list(iterate_pairs(save_pairs(tmp_path, drawn))) == drawn
+
+
+def test_drawn_pairs_are_a_function_of_seed_and_number(tmp_path: Path) -> None:
+    first, again = (list(ShapesPairs(count=4).read(tmp_path / name, 3)) for name in ("a", "b"))
+    assert [(p.prompt, p.chosen_id) for p in first] == [(p.prompt, p.chosen_id) for p in again]
+    tail = list(ShapesPairs(count=2, first=2).read(tmp_path / "c", 3))
+    assert [p.chosen_id for p in tail] == [p.chosen_id for p in first[2:]]
+    others = list(ShapesPairs(count=4, split="heldout").read(tmp_path / "d", 3))
+    assert not {p.group for p in first} & {p.group for p in others}
+
+
+def test_a_prompt_is_held_out_with_all_its_pairs_whatever_else_is_there() -> None:
+    pairs = [PreferencePair(f"prompt {number % 40}", f"{number}.png", "x.png") for number in range(120)]
+    training, held_out = hold_out(pairs, 0.25, seed=1)
+    assert len(training) + len(held_out) == 120
+    assert not {pair.prompt for pair in training} & {pair.prompt for pair in held_out}
+    assert 4 <= len({pair.prompt for pair in held_out}) <= 18
+    fewer = hold_out(pairs[:60], 0.25, seed=1)[1]
+    assert fewer == [pair for pair in held_out if pair in pairs[:60]]
+
+
+def test_prompts_and_images_on_both_sides_are_refused() -> None:
+    trained = [PreferencePair("a", "1.png", "2.png", chosen_id="1", rejected_id="2")]
+    check_apart(trained, [PreferencePair("b", "3.png", "4.png", chosen_id="3", rejected_id="4")])
+    for shared in (
+        PreferencePair("a", "3.png", "4.png", chosen_id="3", rejected_id="4"),
+        PreferencePair("b", "3.png", "1.png", chosen_id="3", rejected_id="1"),
+    ):
+        with pytest.raises(DataError, match="1 of 1 held-out pairs"):
+            check_apart(trained, [shared])
