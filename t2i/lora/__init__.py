@@ -17,6 +17,7 @@ from t2i.lora.files import (
     set_strength,
     unload,
 )
+from t2i.lora.modules import inject_module, merge_adapters
 from t2i.lora.quantize import quantize_linears
 
 __all__ = [
@@ -26,9 +27,11 @@ __all__ = [
     "adapters_off",
     "freeze",
     "inject",
+    "inject_module",
     "learning_rates",
     "load_into",
     "load_through_diffusers",
+    "merge_adapters",
     "put_into",
     "quantize_linears",
     "save",

@@ -46,7 +46,7 @@ def inject(family: ModelFamily, settings: LoraSettings, seed: int) -> dict[str, 
     for number, (name, layers) in enumerate(shapes.items()):
         if layers:
             with seeded_global(seed, "lora", number):
-                _add_adapter(getattr(family.pipeline, name), name, layers, settings)
+                add_adapter(getattr(family.pipeline, name), name, layers, settings)
     return {name: getattr(family.pipeline, name) for name, layers in shapes.items() if layers}
 
 
@@ -92,7 +92,8 @@ def _plan(family: ModelFamily, settings: LoraSettings) -> dict[str, dict[str, Ad
     return plan
 
 
-def _add_adapter(module: nn.Module, name: str, shapes: dict[str, AdapterShape], settings: LoraSettings) -> None:
+def add_adapter(module: nn.Module, name: str, shapes: dict[str, AdapterShape], settings: LoraSettings) -> None:
+    """Put one adapter into a module; shapes: path of a layer -> its rank and alpha."""
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
