@@ -56,11 +56,11 @@ class ClipEncoder:
 
     def logit_scale(self) -> float:
         """The factor that was learned for the cosine, exp(logit_scale): about 100 for the published models."""
-        return float(self._model.logit_scale.exp())
+        return float(self.model.logit_scale.exp())
 
     def logit_bias(self) -> float:
         """SigLIP's learned bias beside the factor. Raises ModelError for a model without one."""
-        bias = getattr(self._model, "logit_bias", None)
+        bias = getattr(self.model, "logit_bias", None)
         if bias is None:
             raise ModelError(f"{self.source.label}: CLIP has no logit_bias; expected a SigLIP model.")
         return float(bias)
@@ -73,13 +73,13 @@ class ClipEncoder:
         for start in range(0, len(images), self.batch_size):
             pixels = self.source.preprocessor.from_images(images[start : start + self.batch_size])
             with torch.no_grad():
-                parts.append(self._image_features(pixels.to(self._model.device)))
+                parts.append(self._image_features(pixels.to(self.model.device)))
         return torch.cat(parts)
 
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] in [0, 1] -> [B, D] unit vectors, with gradient to the pixels."""
-        if pixels.device != self._model.device:
-            raise InputError(f"pixels are on {pixels.device}, the scorer is on {self._model.device}.")
+        if pixels.device != self.model.device:
+            raise InputError(f"pixels are on {pixels.device}, the scorer is on {self.model.device}.")
         return self._image_features(self.source.preprocessor.from_tensor(pixels))
 
     def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -93,9 +93,10 @@ class ClipEncoder:
         distinct = list(dict.fromkeys(prompts))
         parts = []
         for start in range(0, len(distinct), self.batch_size):
-            ids, mask = self._tokens(distinct[start : start + self.batch_size])
-            with torch.no_grad(), full_precision(self._model.device.type):
-                parts.append(_unit(self._model.get_text_features(input_ids=ids, attention_mask=mask)))
+            ids, mask = self.tokens(distinct[start : start + self.batch_size])
+            ids, mask = ids.to(self.model.device), None if mask is None else mask.to(self.model.device)
+            with torch.no_grad(), full_precision(self.model.device.type):
+                parts.append(_unit(self.model.get_text_features(input_ids=ids, attention_mask=mask)))
         position = {prompt: index for index, prompt in enumerate(distinct)}
         return torch.cat(parts)[[position[prompt] for prompt in prompts]]
 
@@ -109,22 +110,22 @@ class ClipEncoder:
             raise InputError("an embedding has length 0 or is not a number; expected the output of an image encoder.")
         return embeddings.float() / lengths
 
-    def _tokens(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Token ids [B, T] with their mask, or None where the model reads the padding too."""
+    def tokens(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Token ids [B, T] with their mask, or None where the model reads the padding too; on the CPU."""
         is_siglip = self.source.config.model_type == "siglip"
         inputs = self._tokenizer(
-            prompts,
+            list(prompts),
             truncation=True,
             max_length=self.token_limit,
             # SigLIP reads its embedding at the last position and was trained on padding, unmasked.
             padding="max_length" if is_siglip else True,
             return_tensors="pt",
-        ).to(self._model.device)
+        )
         return inputs["input_ids"], None if is_siglip else inputs["attention_mask"]
 
     def _image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        with full_precision(self._model.device.type):
-            return _unit(self._model.get_image_features(pixel_values=pixel_values))
+        with full_precision(self.model.device.type):
+            return _unit(self.model.get_image_features(pixel_values=pixel_values))
 
     @property
     def _text_config(self) -> CLIPTextConfig | SiglipTextConfig:
@@ -145,7 +146,8 @@ class ClipEncoder:
         return tokenizer
 
     @cached_property
-    def _model(self) -> CLIPModel | SiglipModel:
+    def model(self) -> CLIPModel | SiglipModel:
+        """The model itself, frozen."""
         import torch
 
         device = torch_device(self.device)

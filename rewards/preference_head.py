@@ -14,14 +14,15 @@ from rewards.reward_config import RewardModelConfig
 class PreferenceHead(nn.Module):
     """A linear layer, or two with a GELU between, on the embedding of an image and, if it reads one, of its prompt.
 
-    With a prompt it sees the image, the text and their product, number by number, whose sum is the cosine. The last
-    layer starts at zero, so that a fresh head scores everything 0; it has no bias, for no preference could tell it.
+    With a prompt it also sees their product, number by number, whose sum is the cosine; and, where there is a hidden
+    layer, the text. To a linear head the text would add the same to both images of a pair, which no preference can
+    tell. For the same reason the last layer has no bias. It starts at zero: a fresh head scores everything 0.
     """
 
     def __init__(self, config: RewardModelConfig) -> None:
         super().__init__()
         self.config = config
-        inputs = config.dimension * (3 if config.reads_prompt else 1)
+        inputs = config.dimension * (1 + (1 + bool(config.hidden)) * config.reads_prompt)
         last = nn.Linear(config.hidden or inputs, max(1, len(config.aspects)), bias=False)
         nn.init.zeros_(last.weight)
         self.layers = nn.Sequential(nn.Linear(inputs, config.hidden), nn.GELU(), last) if config.hidden else last
@@ -32,7 +33,8 @@ class PreferenceHead(nn.Module):
         scale = self.config.dimension**0.5
         parts = [scale * images.float()]
         if texts is not None:
-            parts += [scale * texts.float(), scale * parts[0] * texts.float()]
+            parts.append(scale * parts[0] * texts.float())
+            parts += [scale * texts.float()] if self.config.hidden else []
         with torch.autocast(images.device.type, enabled=False):
             return self.layers(torch.cat(parts, dim=-1))
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import JsonValue
 from rich.console import Console
@@ -155,8 +155,10 @@ def run(recipe: Recipe, root: Path, console: Console | None = None) -> list[Plan
         for number, item in enumerate(planned, 1):
             _say(screen, f"[{number}/{len(planned)}] {item.name}: {item.status} ({item.reason})")
             if item.status != "skip":
-                seconds = _run_stage(item, recipe, directory, hashes, commit)
+                seconds, facts = _run_stage(item, recipe, directory, hashes, commit)
                 _say(screen, f"[{number}/{len(planned)}] {item.name}: done in {seconds:.1f} s -> {item.folder}")
+                for line in facts.get("summary", ()):
+                    _say(screen, f"  {line}")
         hashes.save()
     return planned
 
@@ -167,8 +169,8 @@ def _say(screen: Console, line: str) -> None:
 
 def _run_stage(
     item: PlannedStage, recipe: Recipe, directory: RunDirectory, hashes: ContentHashes, commit: JsonObject | None
-) -> float:
-    """Run one stage into its folder and mark it done; returns seconds."""
+) -> tuple[float, dict[str, Any]]:
+    """Run one stage into its folder and mark it done; returns seconds and the stage's facts."""
     started, clock = now_utc(), time.perf_counter()
     try:
         directory.begin(item.folder, item.config)
@@ -192,7 +194,7 @@ def _run_stage(
         if on_disk is None:
             raise
         raise on_disk from error
-    return seconds
+    return seconds, facts
 
 
 def _check_unchanged(item: PlannedStage, hashes: ContentHashes) -> None:

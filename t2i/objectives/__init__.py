@@ -7,10 +7,13 @@ from typing import Annotated
 from pydantic import Field
 
 from t2i.objectives.autoencoder import Autoencoder
+from t2i.objectives.bradley_terry import BradleyTerry
 from t2i.objectives.classification import Classification
 from t2i.objectives.contrastive import Contrastive
 from t2i.objectives.denoising import Denoising
 
-AnyObjective = Annotated[Denoising | Autoencoder | Contrastive | Classification, Field(discriminator="type")]
+AnyObjective = Annotated[
+    Denoising | Autoencoder | BradleyTerry | Contrastive | Classification, Field(discriminator="type")
+]
 
-__all__ = ["AnyObjective", "Autoencoder", "Classification", "Contrastive", "Denoising"]
+__all__ = ["AnyObjective", "Autoencoder", "BradleyTerry", "Classification", "Contrastive", "Denoising"]

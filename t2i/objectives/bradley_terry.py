@@ -89,6 +89,9 @@ class BradleyTerry(FrozenModel):
     held_out_share: float = Field(default=0.1, gt=0, lt=1)
     """Share of the prompts whose pairs only measure accuracy and calibration, where no `held_out_pairs` are given."""
 
+    head_learning_rate: float | None = Field(default=None, gt=0)
+    """Learning rate of the head; the optimizer's if absent. The head is new, an encoder wants to be moved gently."""
+
     @field_validator("aspects")
     @classmethod
     def _are_distinct(cls, aspects: tuple[str, ...]) -> tuple[str, ...]:

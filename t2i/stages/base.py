@@ -71,7 +71,10 @@ class Stage(FrozenModel, ABC):
 
     @abstractmethod
     def run(self, context: StageContext) -> dict[str, Any]:
-        """Fill `context.folder`; return the facts for done.json. May be called again on a half-filled folder."""
+        """Fill `context.folder`; return the facts for done.json. May be called again on a half-filled folder.
+
+        Lines under "summary" are also printed.
+        """
 
     def check(self) -> None:
         """Raise for what is wrong whatever earlier stages find. Called for every stage before the first one runs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from t2i.config import ModelPath
+from t2i.data.pairs import PAIRS_FILE, PairSource, iterate_pairs, save_pairs
 from t2i.data.settings import BucketSettings, CacheSettings, DatasetSettings, MaskSettings, ViewSettings
 from t2i.data.sources import RECORDS_FILE, ImageSource, ImageSources, save_records
-from t2i.objectives import AnyObjective, Classification, Contrastive, Denoising
+from t2i.objectives import AnyObjective, BradleyTerry, Classification, Contrastive, Denoising
 from t2i.stages.base import InspectContext, Stage, StageContext
 from t2i.training.settings import (
     FullSettings,
@@ -26,7 +28,7 @@ from t2i.training.settings import (
 if TYPE_CHECKING:
     from t2i.data.preview import Preview
     from t2i.data.rows import RecordTable
-    from t2i.records import CaptionedImage
+    from t2i.records import CaptionedImage, PreferencePair
     from t2i.training.tasks import TaskSettings
 
 
@@ -39,7 +41,11 @@ class Train(Stage):
 
     version: ClassVar[int] = 1
     produces: ClassVar[str] = "weights"
-    accepts: ClassVar[dict[str, tuple[str, ...]]] = {"data_from": ("captioned_images",), "model_from": ("weights",)}
+    accepts: ClassVar[dict[str, tuple[str, ...]]] = {
+        "data_from": ("captioned_images",),
+        "pairs_from": ("pairs",),
+        "model_from": ("weights",),
+    }
 
     type: Literal["train"] = "train"
     model: ModelPath | None = None
@@ -54,6 +60,12 @@ class Train(Stage):
     """Where images come from, if not from a stage; one source or a list."""
     data_from: str | tuple[str, ...] | None = None
     """A caption or filter stage, or several."""
+    pairs: PairSource | None = None
+    """Where preference pairs come from, instead of images: for preference objectives."""
+    pairs_from: str | tuple[str, ...] | None = None
+    """A pair stage, or several, instead of `pairs`."""
+    held_out_pairs: PairSource | None = None
+    """Pairs that a reward model is measured on; some of its own prompts, held out from training, if absent."""
     datasets: tuple[DatasetSettings, ...] = ()
     """How each of several sources or stages is used, in their order; all images alike if empty."""
     trigger_words: str = ""
@@ -88,8 +100,7 @@ class Train(Stage):
 
     @model_validator(mode="after")
     def _consistent(self) -> Train:
-        if (self.data is None) == (self.data_from is None):
-            raise ValueError("give exactly one of `data` (a source of images) and `data_from` (a stage)")
+        self._one_source()
         if self.model is not None and self.model_from is not None:
             raise ValueError("give `model` or `model_from` (a stage), not both")
         if self.model is None and self.model_from is None and not isinstance(self.objective, Classification):
@@ -101,6 +112,21 @@ class Train(Stage):
         if self.init == "random" and isinstance(self.trained, LoraSettings):
             raise ValueError("init: a LoRA over random weights is of no use; train `full` components")
         return self
+
+    def _one_source(self) -> None:
+        images = [name for name in ("data", "data_from") if getattr(self, name) is not None]
+        pairs = [name for name in ("pairs", "pairs_from") if getattr(self, name) is not None]
+        if self.objective.needs == "preference_pairs":
+            if images or len(pairs) != 1:
+                raise ValueError(
+                    f"{self.objective.type} learns from pairs: give `pairs` or `pairs_from` (a stage), alone"
+                )
+        elif pairs:
+            raise ValueError(f"{pairs[0]}: {self.objective.type} learns from images; give `data` or `data_from`")
+        elif len(images) != 1:
+            raise ValueError("give exactly one of `data` (a source of images) and `data_from` (a stage)")
+        if self.held_out_pairs is not None and not isinstance(self.objective, BradleyTerry):
+            raise ValueError(f"held_out_pairs: only bradley_terry takes it, not {self.objective.type}")
 
     @model_validator(mode="after")
     def _data_fits_objective(self) -> Train:
@@ -185,11 +211,12 @@ class Train(Stage):
         import shutil
 
         from t2i.randomness import deterministic_kernels
+        from t2i.stages.score import reward_errors
         from t2i.training.outputs import read_outcome, write_outcome
 
         facts = read_outcome(context.folder)
         if facts is None:
-            with deterministic_kernels():
+            with deterministic_kernels(), reward_errors():
                 facts = self._train(context)
             write_outcome(context.folder, facts)
         # A finished stage does not resume; its latents and optimizer states are the bulk of its size.
@@ -206,6 +233,7 @@ class Train(Stage):
 
         model = str(context.input("model_from") / MODEL_FOLDER) if self.model_from else self.model or ""
         settings = self._task_settings(model, self._tables(context), context.seed, context.folder)
+        settings = dataclasses.replace(settings, pairs=self._pairs(context), held_out_pairs=self._held_out(context))
         estimate = self._estimate(settings)
         task = build_task(settings, self.objective)
         batches = KeyedBatches(
@@ -250,6 +278,16 @@ class Train(Stage):
             tables.append(RecordTable(save_records(folder, source.read(folder, context.seed))))
         return tables
 
+    def _pairs(self, context: StageContext) -> list[PreferencePair]:
+        """The pairs of the source or of every stage, with their images checked."""
+        if self.pairs is not None:
+            return _read_pairs(self.pairs, context, "pairs")
+        folders = [folder for _, folder in context.inputs.get("pairs_from", [])]
+        return [pair for folder in folders for pair in iterate_pairs(folder / PAIRS_FILE)]
+
+    def _held_out(self, context: StageContext) -> list[PreferencePair]:
+        return [] if self.held_out_pairs is None else _read_pairs(self.held_out_pairs, context, "held_out_pairs")
+
     def _share_of_batch(self) -> int:
         from accelerate import PartialState
 
@@ -285,6 +323,15 @@ class Train(Stage):
             cache=self.cache,
             batch_size=self.loop.batch_size,
         )
+
+
+def _read_pairs(source: PairSource, context: StageContext, name: str) -> list[PreferencePair]:
+    """The pairs of a source, also written to a folder of the stage, with the images that the source draws."""
+    folder = context.folder.resolve() / name
+    folder.mkdir(exist_ok=True)
+    pairs = list(source.read(folder, context.seed))
+    save_pairs(folder, pairs)
+    return pairs
 
 
 def _trains_text_encoder(trained: LoraSettings | FullSettings) -> bool:

@@ -21,10 +21,10 @@ from t2i.data.settings import BucketSettings, CacheSettings, MaskSettings, ViewS
 from t2i.errors import ConfigError
 from t2i.families.base import ModelFamily
 from t2i.families.loading import load_family, locate_checkpoint
-from t2i.objectives import Autoencoder, Classification, Contrastive, Denoising
+from t2i.objectives import AnyObjective, Autoencoder, BradleyTerry, Classification, Contrastive, Denoising
 from t2i.objectives.base import ImageBatch, LossOutput
 from t2i.randomness import seeded_global
-from t2i.records import CaptionedImage
+from t2i.records import CaptionedImage, PreferencePair
 from t2i.training.diffusion import diffusion_trainable
 from t2i.training.loop import Trainable
 from t2i.training.outline import check_bucket_step, check_nothing_cached_is_trained, checked_resolution
@@ -56,6 +56,10 @@ class TaskSettings:
     cache: CacheSettings = CacheSettings()  # noqa: RUF009
     batch_size: int = 1
     """Examples of a step: no bucket may hold fewer images."""
+    pairs: Sequence[PreferencePair] = ()
+    """What preference objectives train on, instead of the records."""
+    held_out_pairs: Sequence[PreferencePair] = ()
+    """Pairs that only measure; empty: some of `pairs` are held out."""
 
 
 class Task(Protocol):
@@ -255,8 +259,12 @@ class _ClassificationModule(nn.Module):
         return self.objective(self.model(pixels), labels)
 
 
-def build_task(settings: TaskSettings, objective: Denoising | Autoencoder | Contrastive | Classification) -> Task:
+def build_task(settings: TaskSettings, objective: AnyObjective) -> Task:
     """The task of an objective."""
+    if isinstance(objective, BradleyTerry):
+        from t2i.training.reward_task import RewardTask
+
+        return RewardTask(settings, objective)
     if isinstance(objective, Denoising):
         return DiffusionTask(settings, objective)
     if isinstance(objective, Autoencoder):

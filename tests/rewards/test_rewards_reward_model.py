@@ -29,7 +29,7 @@ def test_scores_are_those_of_a_calculation_written_out(tiny_clip: Path, images: 
     with torch.no_grad():
         output = model(tokens.input_ids, pixels, tokens.attention_mask)
         image, text = (functional.normalize(e, dim=-1) for e in (output.image_embeds, output.text_embeds))
-        joined = torch.cat([4 * image, 4 * text, 16 * image * text], dim=-1)
+        joined = torch.cat([4 * image, 16 * image * text, 4 * text], dim=-1)
         hidden = functional.gelu(joined @ head["layers.0.weight"].T + head["layers.0.bias"])
         expected = (hidden @ head["layers.2.weight"].T)[:, 0]
     found = rewards.load({"name": "reward_model", "model": str(folder)}).score(images, prompts)

@@ -1,0 +1,250 @@
+"""From preference pairs to a reward model on disk: what it learns, what may not change it, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+import rewards
+from rewards.reward_config import WEIGHTS_FILE
+from t2i.data.pairs import PairsFile, ShapesPairs, save_pairs
+from t2i.errors import ConfigError, DataError
+from t2i.objectives import BradleyTerry
+from t2i.records import PreferencePair
+from t2i.resources import resolve_path
+from t2i.stages.train import Train
+from t2i.training.loop import fit
+from t2i.training.reward_task import RewardTask
+from t2i.training.settings import FullSettings, LoopSettings, LoraSettings, OptimizerSettings
+from t2i.training.tasks import TaskSettings
+
+CLIP = "pkg:t2i.shapes/assets/clip"
+HEAD = {"type": "full", "components": ["head"]}
+LORA = {"type": "lora", "rank": 4}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[PreferencePair]:
+    """Warm pictures over cold ones, in 60 pairs; about a third of them tie."""
+    folder = tmp_path_factory.mktemp("pairs")
+    return list(ShapesPairs(count=60, preference="warmth", max_objects=1).read(folder, 3))
+
+
+def write(folder: Path, pairs: list[PreferencePair]) -> dict[str, str]:
+    """A file of pairs as a source in a recipe."""
+    folder.mkdir(exist_ok=True)
+    return {"type": "pairs", "path": str(save_pairs(folder, pairs))}
+
+
+def train(folder: Path, pairs: list[PreferencePair], *, steps: int = 20, **fields: Any) -> dict[str, Any]:
+    """Run a train stage; without a held-out share of its own, a quarter of the prompts."""
+    objective = {"type": "bradley_terry", "held_out_share": 0.25, **fields.pop("objective", {})}
+    loop = {"steps": steps, "batch_size": 16, **fields.pop("loop", {})}
+    own = {"model": CLIP, "pairs": write(folder, pairs), "objective": objective, "trained": HEAD, "loop": loop}
+    return tiny.run_stage(Train, folder, {"optimizer": {"learning_rate": 0.01, "weight_decay": 0}, **own, **fields})
+
+
+def scorer(folder: Path, **options: object) -> rewards.Reward:
+    return rewards.load({"name": "reward_model", "model": str(folder / "model"), **options})
+
+
+def head(folder: Path) -> torch.Tensor:
+    return load_file(folder / "model" / WEIGHTS_FILE)["layers.weight"]
+
+
+def test_a_head_on_a_frozen_encoder_finds_the_preference_out(tmp_path: Path, pairs: list[PreferencePair]) -> None:
+    facts = train(tmp_path, pairs, steps=60, objective={"reads_prompt": False})
+    found = facts["held_out"]
+    assert found["accuracy"] >= 0.8
+    assert found["low"] < found["accuracy"] <= found["high"]
+    assert found["expected_calibration_error"] < 0.3
+    assert found["controls"].keys() == {"brightness", "jpeg_size", "saturation", "sharpness"}
+    assert facts["pairs"] + found["pairs"] == 60
+    assert facts["trained_parameters"] == 128
+    assert any(f"accuracy {found['accuracy']:.3f}" in line for line in facts["summary"])
+    reliability = json.loads((tmp_path / "evaluation.json").read_text())["held_out"]["reliability"]
+    assert sum(one["pairs"] for one in reliability) == found["pairs"]
+    assert not any((tmp_path / name).exists() for name in ("checkpoints", "latents"))
+
+
+def test_the_encoder_of_a_frozen_model_stays_what_it_was(tmp_path: Path, pairs: list[PreferencePair]) -> None:
+    train(tmp_path, pairs, steps=2)
+    before = load_file(resolve_path(CLIP) / "model.safetensors")
+    after = load_file(tmp_path / "model/model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name].float(), value.float()) for name, value in before.items())
+
+
+def turned(pair: PreferencePair) -> PreferencePair:
+    """The opposite preference."""
+    images = {"chosen": pair.rejected, "rejected": pair.chosen}
+    return dataclasses.replace(pair, **images, chosen_id=pair.rejected_id, rejected_id=pair.chosen_id)
+
+
+def test_turning_every_pair_round_turns_the_scores_round(tmp_path: Path, pairs: list[PreferencePair]) -> None:
+    facts, opposite = train(tmp_path / "a", pairs), train(tmp_path / "b", [turned(pair) for pair in pairs])
+    assert head(tmp_path / "a").abs().max() > 0.01
+    torch.testing.assert_close(head(tmp_path / "a"), -head(tmp_path / "b"), rtol=1e-3, atol=1e-4)
+    assert opposite["held_out"]["accuracy"] == pytest.approx(facts["held_out"]["accuracy"])
+
+
+def test_portions_and_workers_change_nothing(tmp_path: Path, pairs: list[PreferencePair]) -> None:
+    for name, loop in (("whole", {}), ("portions", {"micro_batch_size": 4}), ("workers", {"workers": 1})):
+        train(tmp_path / name, pairs, steps=5, loop=loop, trained=LORA)
+    whole = head(tmp_path / "whole")
+    assert torch.equal(head(tmp_path / "workers"), whole)
+    torch.testing.assert_close(head(tmp_path / "portions"), whole, rtol=1e-4, atol=1e-6)
+
+
+def task(folder: Path, pairs: list[PreferencePair], trained: LoraSettings | FullSettings) -> RewardTask:
+    """As a train stage builds it."""
+    common: dict[str, Any] = {"mix": None, "resolution": None, "posterior": "mode", "records": ()}
+    common |= {"model": CLIP, "revision": None, "random_seed": None, "encode_batch_size": 16}
+    settings = TaskSettings(**common, trained=trained, seed=5, folder=folder, pairs=pairs)
+    return RewardTask(settings, BradleyTerry(held_out_share=0.25))
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [
+        LoraSettings(rank=4, text_encoder=True),
+        LoraSettings(rank=4, variant="dora"),
+        FullSettings(components=("encoder", "head")),
+    ],
+    ids=["lora", "dora", "full"],
+)
+def test_the_scorer_on_disk_scores_as_the_model_that_was_trained(
+    tmp_path: Path, pairs: list[PreferencePair], trained: LoraSettings | FullSettings
+) -> None:
+    built = task(tmp_path, pairs, trained)
+    batches = _Repeated(built.examples.collate([built.examples.example(number, 0, 0) for number in range(8)]))
+    optimizer = OptimizerSettings(learning_rate=1e-3)
+    fit(built.trainable, batches, LoopSettings(steps=8, batch_size=8), optimizer, tmp_path, seed=5)
+    with torch.no_grad():
+        margins = built.trainable.module(batches.batch).metrics["margin"].numpy()
+    built.save({})
+    first = [(pair.chosen, pair.rejected, pair.prompt) for pair in built.pairs[:8]]
+    chosen, rejected, prompts = (list(column) for column in zip(*first, strict=True))
+    found = scorer(tmp_path).score(chosen, prompts) - scorer(tmp_path).score(rejected, prompts)
+    assert np.abs(margins).max() > 0.1
+    np.testing.assert_allclose(found, margins, atol=1e-4, rtol=1e-4)
+    before = load_file(resolve_path(CLIP) / "model.safetensors")
+    after = load_file(tmp_path / "model/model.safetensors")
+    changed = {key.split(".")[0] for key in before if not torch.equal(before[key].float(), after[key].float())}
+    text = {"text_model"} if isinstance(trained, FullSettings) or trained.text_encoder else set()
+    projections = {"text_projection", "visual_projection"} if isinstance(trained, FullSettings) else set()
+    assert changed == {"vision_model"} | text | projections
+
+
+class _Repeated:
+    """The same batch at every step."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+    def micro_batches(self, first_step: int, last_step: int, rank: int, world_size: int) -> Any:
+        return iter([self.batch] * (last_step - first_step))
+
+    def describe(self, step: int) -> str:
+        return "the batch"
+
+
+def test_each_aspect_has_a_head_of_its_own(tmp_path: Path, pairs: list[PreferencePair]) -> None:
+    warm = [dataclasses.replace(pair, aspect="warm") for pair in pairs]
+    cold = [dataclasses.replace(turned(pair), aspect="cold") for pair in pairs]
+    objective = {"aspects": ["warm", "cold"], "reads_prompt": False}
+    facts = train(tmp_path, [*warm, *cold], steps=80, objective=objective)
+    assert facts["warm"]["accuracy"] >= 0.8
+    assert facts["cold"]["accuracy"] >= 0.8
+    images = [pair.chosen for pair in pairs[:20]]
+    first, second = (scorer(tmp_path, aspect=aspect).score(images) for aspect in ("warm", "cold"))
+    assert np.corrcoef(first, second)[0, 1] < -0.9
+
+
+def mixed(pairs: list[PreferencePair]) -> list[PreferencePair]:
+    return [dataclasses.replace(pair, aspect="fidelity") if number % 2 else pair for number, pair in enumerate(pairs)]
+
+
+Change = Callable[[list[PreferencePair]], list[PreferencePair]]
+
+
+@pytest.mark.parametrize(
+    ("change", "fields", "complaint"),
+    [
+        (mixed, {}, r"pairs of the aspects fidelity, and also \(none\); name all in objective\.aspects"),
+        (mixed, {"objective": {"aspects": ["fidelity"]}}, r"pairs of the aspects \(none\), expected fidelity"),
+        (list, {"objective": {"aspects": ["fidelity"]}}, r"pairs of the aspects \(none\)"),
+        (lambda pairs: pairs[:1], {}, "too few to hold out"),
+        (list, {"objective": {"held_out_share": 0.001}}, "too few to hold out"),
+    ],
+)
+def test_pairs_that_cannot_be_used_are_told_before_training(
+    tmp_path: Path, pairs: list[PreferencePair], change: Change, fields: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(DataError, match=complaint):
+        train(tmp_path, change(pairs), **fields)
+
+
+def test_held_out_pairs_must_be_others_and_some_must_not_tie(tmp_path: Path, pairs: list[PreferencePair]) -> None:
+    own = write(tmp_path / "held", pairs[:5])
+    with pytest.raises(DataError, match="5 of 5 held-out pairs share their prompt or an image"):
+        train(tmp_path / "a", pairs, held_out_pairs=own)
+    ties = [pair for pair in pairs if pair.is_tie]
+    with pytest.raises(DataError, match="held-out pairs: 0 prompts with a preference"):
+        train(tmp_path / "b", [p for p in pairs if not p.is_tie], held_out_pairs=write(tmp_path / "ties", ties))
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"trained": {"type": "full", "components": ["unet"]}}, r"expected \[head\]"),
+        ({"trained": {"type": "full", "components": ["encoder"]}}, r"expected \[head\]"),
+        ({"trained": HEAD, "init": "random"}, "stands on a trained encoder"),
+        ({"trained": {**LORA, "text_encoder": True}, "objective": {"reads_prompt": False}}, "reads no prompt"),
+        ({"trained": {**LORA, "targets": ["to_q"]}}, "do not name layers of vision_model"),
+    ],
+)
+def test_what_a_reward_model_cannot_train_is_refused(
+    tmp_path: Path, pairs: list[PreferencePair], fields: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        train(tmp_path, pairs, **fields)
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, pairs: list[PreferencePair]) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    broken = PreferencePair("a cat", str(tmp_path / "broken.png"), pairs[0].rejected)
+    for trained in (HEAD, LORA):
+        with pytest.raises(DataError, match=r"broken\.png: cannot be read"):
+            train(tmp_path / trained["type"], [*pairs, *[broken] * 1], trained=trained)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"pairs": None}, "learns from pairs"),
+        ({"data": {"type": "shapes", "count": 4}}, "learns from pairs"),
+        ({"pairs_from": "pair"}, "learns from pairs"),
+        ({"objective": {"type": "denoising"}, "captions": {"alt": 1}}, "denoising learns from images"),
+        (
+            {"pairs": None, "data": {"type": "shapes", "count": 4}, "objective": {"type": "autoencoder"}},
+            "held_out_pairs: only bradley_terry takes it",
+        ),
+        ({"buckets": {}, "resolution": 64}, "buckets: .*bradley_terry"),
+    ],
+)
+def test_a_recipe_gives_pairs_to_objectives_that_learn_from_pairs(fields: dict[str, Any], complaint: str) -> None:
+    source = PairsFile(path="pairs.jsonl").model_dump()
+    common = {"type": "train", "model": CLIP, "pairs": source, "held_out_pairs": source, "trained": HEAD}
+    common |= {"optimizer": {"learning_rate": 1.0}, "loop": {"steps": 1, "batch_size": 1}}
+    with pytest.raises(ValueError, match=complaint):
+        tiny.from_recipe(Train, {**common, "objective": {"type": "bradley_terry"}, **fields})
