@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types unit test-kill claims pretrain clean
+.PHONY: demo test lint types unit test-kill test-gpu claims pretrain clean
 
 demo: $(READY)          ## run recipes/quickstart.yaml
 	$(BIN)/t2i run recipes/quickstart.yaml
@@ -23,6 +23,9 @@ unit: $(READY)
 
 test-kill: $(READY)     ## 100 SIGKILL moments
 	$(BIN)/python -m pytest -m kill tests/test_kill.py
+
+test-gpu: $(READY)      ## every family at full size on a CUDA device, in less than 10 minutes
+	$(BIN)/python -m pytest -m gpu -rs tests/gpu -s
 
 claims: $(READY)        ## recompute every results table of the README
 	$(BIN)/python benchmarks/claims.py

@@ -17,10 +17,16 @@ def describe() -> str:
 
 def commit() -> str:
     """Short hash of the checkout, with `+` if files differ from it."""
-    folder = Path(__file__).parent
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
-    changed = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True)
-    return (head.stdout.strip() or "unknown") + ("+" if changed.stdout.strip() else "")
+    return (_git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if _git("status", "--porcelain") else "")
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the checkout; nothing without git or outside of one."""
+    command = ["git", *arguments]
+    try:
+        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
 
 
 def processor() -> str:

@@ -86,7 +86,12 @@ _VAE_16 = {
     "use_post_quant_conv": False,
     "force_upcast": True,
 }
-_STABLE_DIFFUSION_NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+_STABLE_DIFFUSION_NOISE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
 
 PUBLISHED: dict[str, Published] = {
     "sd1": Published(

@@ -44,7 +44,9 @@ def _random(part: Part, tokenizers: dict[str, Any], device: torch.device, dtype:
     # In fp32 first, whatever their precision: positions are computed in the default one.
     with device:
         if hasattr(kind, "config_class") and kind.config_class is not None and name.startswith("text"):
-            model = kind(kind.config_class(**part.config, **_marks(tokenizers[name.replace("text_encoder", "tokenizer")])))
+            model = kind(
+                kind.config_class(**part.config, **_marks(tokenizers[name.replace("text_encoder", "tokenizer")]))
+            )
         else:
             model = kind(**part.config)
     return nn.Module.to(model, torch.float32 if name == "vae" else dtype).eval()
@@ -60,7 +62,9 @@ def _class(name: str) -> Any:
 def _tokenizers(published: Published) -> dict[str, Any]:
     encoders = {name: part for name, part in published.parts.items() if name.startswith("text_encoder")}
     return {
-        name.replace("text_encoder", "tokenizer"): t5_tokenizer() if part.class_name.startswith("T5") else clip_tokenizer()
+        name.replace("text_encoder", "tokenizer"): t5_tokenizer()
+        if part.class_name.startswith("T5")
+        else clip_tokenizer()
         for name, part in encoders.items()
     }
 
