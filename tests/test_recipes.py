@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import tiny_flow
 import torch
 import yaml
 from PIL import Image
@@ -23,7 +24,15 @@ REPOSITORY = Path(__file__).parent.parent
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
 LABELS = ("Shows", "Data", "Hardware", "Command")
 """What the header of a recipe has to tell."""
-OWN_FOLDERS = {"photo_lora": "caption.data.path"}
+FAMILY_RECIPES = {
+    "sd15_lora": tiny.sd1,
+    "sdxl_lora": tiny.sdxl,
+    "pixart_lora": lambda: tiny_flow.pixart("sigma"),
+    "sd35_lora": tiny_flow.sd3,
+    "flux_lora": tiny_flow.flux,
+}
+"""Recipe for a folder of one's own pictures -> a tiny checkpoint of its family."""
+OWN_FOLDERS = dict.fromkeys(["photo_lora", *FAMILY_RECIPES], "caption.data.path")
 """Recipe -> field that names a folder which only the user has."""
 
 
@@ -131,6 +140,44 @@ def test_photo_lora_ends_in_files_that_plain_diffusers_loads(tmp_path: Path) -> 
     }
     images = {layout: sample(path) for layout, path in layouts.items()}
     assert np.array_equal(images["diffusers"], images["kohya"])
+
+
+@pytest.mark.parametrize("name", FAMILY_RECIPES)
+def test_the_lora_recipe_of_a_family_ends_in_files_that_its_model_takes(tmp_path: Path, name: str) -> None:
+    from t2i import lora
+    from t2i.families import load_family
+
+    tiny.write_photographs(tmp_path / "pictures", longer_side=80)
+    model, path = FAMILY_RECIPES[name](), REPOSITORY / f"recipes/{name}.yaml"
+    overrides = (
+        f"caption.data.path={tmp_path / 'pictures'}",
+        f"model={model}",
+        "revision=null",
+        "filter.min_side=32",
+        "train.resolution=32",
+        "train.loop.steps=2",
+        "train.loop.workers=0",
+        # Adapters start at nothing: a large step shows that they arrive.
+        "train.optimizer={learning_rate: 1e-1}",
+    )
+    stages = run_small(path, tmp_path / "runs", *overrides)
+    done = read_done(stages["train"].folder)
+    assert done is not None
+    assert done.facts["images"] == 6
+    exported = sorted(stages["export"].folder.glob("*.safetensors"))
+    assert [file.name.split(".")[1] for file in exported] == list(stages["export"].stage.model_dump()["layouts"])
+    family = load_family(str(model))
+    lora.load_into(family.pipeline, exported[0])
+    again = plan(Recipe.load(path, overrides), tmp_path / "runs")
+    assert {item.status for item in again} == {"skip"}
+
+
+@pytest.mark.parametrize("name", FAMILY_RECIPES)
+def test_the_lora_recipe_of_a_family_tells_what_it_takes_and_how_that_was_found(name: str) -> None:
+    lines = header(REPOSITORY / f"recipes/{name}.yaml")
+    told = {line.split()[0] for line in lines if line}
+    assert {"Source", "Weights", "Memory", "Time"} <= told
+    assert any("by arithmetic" in line or "measured" in line for line in lines)
 
 
 def test_quickstart_ends_in_a_comparison_and_a_report(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def _outline_pipeline(checkpoint: Checkpoint, facts: FamilyFacts, dtype: torch.d
                     model = component_from_config(checkpoint, name)
                 given[name] = torch.nn.Module.to(model, dtype).eval()
                 if component.library == "transformers":
-                    model.register_forward_pre_hook(_without_mask, with_kwargs=True)
+                    ignore_mask(model)
         return pipeline_class.from_pretrained(checkpoint.configs, **given)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -54,6 +54,11 @@ def _outline_pipeline(checkpoint: Checkpoint, facts: FamilyFacts, dtype: torch.d
         ) from error
 
 
+def ignore_mask(encoder: torch.nn.Module) -> None:
+    """Let a text encoder without weights run: it would look into its mask, in which there is nothing."""
+    encoder.register_forward_pre_hook(_without_mask, with_kwargs=True)
+
+
 def _without_mask(_: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Text encoders look into their mask, in which there is nothing; shapes do not depend on it."""
+    """The arguments of a text encoder without its mask, on which no shape depends."""
     return args, {name: value for name, value in kwargs.items() if name != "attention_mask"}

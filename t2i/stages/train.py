@@ -174,9 +174,11 @@ class Train(Stage):
     def check(self) -> None:
         if self.model is None or not isinstance(self.objective, Denoising):
             return
+        from t2i.training.extras import check_packages
         from t2i.training.outline import outline_training
 
-        outline_training(self._task_settings(self.model, [[]] * self._sets(), self.seed or 0, Path()), self.objective)
+        check_packages(self.trained, self.optimizer)
+        outline_training(self.task_settings(self.model, [[]] * self._sets(), self.seed or 0, Path()), self.objective)
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
         facts: dict[str, JsonValue] = {
@@ -190,7 +192,7 @@ class Train(Stage):
         previews = self._previews(context)
         known = [preview for preview in previews if preview is not None]
         tables = [preview.records for preview in known] if len(known) == len(previews) else [[]] * len(previews)
-        settings = self._task_settings(self.model, tables, context.seed, Path())
+        settings = self.task_settings(self.model, tables, context.seed, Path())
         has_captions = all(preview.has_captions for preview in known)
         inspection = Inspection(settings, self.objective, self.loop, self.optimizer, has_captions)
         return facts | inspection.facts(is_probed=context.is_probed)
@@ -232,7 +234,7 @@ class Train(Stage):
         from t2i.training.tasks import build_task
 
         model = str(context.input("model_from") / MODEL_FOLDER) if self.model_from else self.model or ""
-        settings = self._task_settings(model, self._tables(context), context.seed, context.folder)
+        settings = self.task_settings(model, self._tables(context), context.seed, context.folder)
         settings = dataclasses.replace(settings, pairs=self._pairs(context), held_out_pairs=self._held_out(context))
         estimate = self._estimate(settings)
         task = build_task(settings, self.objective)
@@ -293,7 +295,7 @@ class Train(Stage):
 
         return max(1, self.loop.batch_size // PartialState().num_processes)
 
-    def _task_settings(
+    def task_settings(
         self, model: str, tables: Sequence[Sequence[CaptionedImage]], seed: int, folder: Path
     ) -> TaskSettings:
         """tables: the records of every source or stage, in order."""

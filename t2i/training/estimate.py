@@ -37,6 +37,8 @@ class Estimate:
 
     frozen_parameters: int
     trained_parameters: int
+    loading_bytes: int
+    """While images and captions are encoded: the whole model in the precision it is loaded in."""
     weight_bytes: int
     """What is frozen and on the device while training: the denoiser, text encoders unless their outputs are cached."""
     training_bytes: int
@@ -90,6 +92,7 @@ def estimate_run(
     return Estimate(
         frozen_parameters=sum(value.numel() for value in frozen),
         trained_parameters=trained,
+        loading_bytes=_whole_model(outline),
         weight_bytes=weights,
         training_bytes=trained * (4 + state),
         activation_bytes=step.activation_bytes + copies,
@@ -98,6 +101,13 @@ def estimate_run(
         cache_bytes=cache,
         checkpoint_bytes=(loop.keep_checkpoints + 1) * trained * state,
     )
+
+
+def _whole_model(outline: TrainingOutline) -> int:
+    """Bytes of all components in fp32, as they are loaded, without adapters."""
+    values = [value for module in outline.modules.values() for value in module.parameters()]
+    adapters = sum(value.numel() for value in values if value.requires_grad and outline.has_adapters)
+    return 4 * (sum(value.numel() for value in values) - adapters)
 
 
 def _resident(outline: TrainingOutline, settings: TaskSettings) -> dict[str, nn.Module]:

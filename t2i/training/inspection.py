@@ -20,6 +20,7 @@ from t2i.objectives.base import DiffusionBatch
 from t2i.report.numbers import byte_size, duration
 from t2i.training.diffusion import diffusion_trainable
 from t2i.training.estimate import Estimate, estimate_run, largest_bucket
+from t2i.training.extras import check_packages
 from t2i.training.log import read_metrics
 from t2i.training.loop import fit, micro_steps
 from t2i.training.measured import Measured, forget_peak_memory, peak_memory
@@ -55,6 +56,7 @@ class Inspection:
 
     def facts(self, *, is_probed: bool) -> dict[str, JsonValue]:
         """In the order in which they are found out. Raises what the run would raise, before anything is loaded."""
+        check_packages(self.settings.trained, self.optimizer)
         micro_steps(self.loop, 1)
         outline = outline_training(self.settings, self.objective)
         facts: dict[str, JsonValue] = {"family": outline.family.facts.name, "resolution": outline.resolution}
@@ -103,13 +105,15 @@ def estimate_facts(estimate: Estimate, steps: int) -> dict[str, JsonValue]:
         ("trained, gradients, optimizer", estimate.training_bytes),
         ("activations", estimate.activation_bytes),
     )
-    seconds = estimate.seconds_per_step
+    seconds, gigaflops = estimate.seconds_per_step, f"{estimate.flops_per_step / 1e9:.4g} GFLOP"
     cache, checkpoints = byte_size(estimate.cache_bytes), byte_size(estimate.checkpoint_bytes)
     return {
         "frozen parameters": estimate.frozen_parameters,
-        "estimated memory": f"{byte_size(estimate.memory_bytes)}: {', '.join(f'{n} {byte_size(b)}' for n, b in parts)}",
+        "estimated memory while encoding": f"{byte_size(estimate.loading_bytes)}: the whole model",
+        "estimated memory of a step": f"{byte_size(estimate.memory_bytes)}: "
+        + ", ".join(f"{name} {byte_size(size)}" for name, size in parts),
         "estimated time": f"at least {duration(seconds * steps)}, {seconds:.3g} s a step: "
-        f"{estimate.flops_per_step / 1e9:.4g} GFLOP at this machine's matrix rate",
+        f"{gigaflops} at this machine's matrix rate",
         "estimated disk": f"cache {cache}, checkpoints {checkpoints}",
     }
 
@@ -123,9 +127,15 @@ def measured_text(measured: Measured) -> str:
 
 
 def probe_step(inspection: Inspection, plan: BucketPlan) -> Measured:
-    """Load the model and train one step on noise of the largest bucket's size, after one that warms up."""
+    """Load the model and measure one step; see `measure_step`."""
     settings = inspection.settings
     family = load_family(settings.model, revision=settings.revision, random_seed=settings.random_seed)
+    return measure_step(inspection, family, plan)
+
+
+def measure_step(inspection: Inspection, family: ModelFamily, plan: BucketPlan) -> Measured:
+    """Train a loaded model for one step on noise of the largest bucket's size, after one that warms up."""
+    settings = inspection.settings
     lora.freeze(family)
     if torch.cuda.is_available():
         family.pipeline.to("cuda")

@@ -43,6 +43,11 @@ class TrainingOutline:
         components = self.family.pipeline.components
         return {name: value for name, value in components.items() if isinstance(value, nn.Module)}
 
+    @property
+    def has_adapters(self) -> bool:
+        """Whether what is trained was added to the model."""
+        return any(".lora_" in name for name in self.trainable.parameters())
+
     def trained_parameters(self) -> int:
         """How many numbers are trained."""
         return sum(value.numel() for value in self.trainable.parameters().values())
@@ -94,6 +99,11 @@ def outline_training(settings: TaskSettings, objective: Denoising) -> TrainingOu
     Weights of a local checkpoint must be there and whole, unless training starts from random ones.
     """
     family = outline_family(settings.model, revision=settings.revision, weights=settings.random_seed is None)
+    return outline_of(family, settings, objective)
+
+
+def outline_of(family: ModelFamily, settings: TaskSettings, objective: Denoising) -> TrainingOutline:
+    """The same of a family without weights that is there already."""
     resolution = checked_resolution(family, settings.resolution)
     check_bucket_step(family, settings.buckets)
     objective.process(family.noise)
