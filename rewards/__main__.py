@@ -1,34 +1,40 @@
-"""Command line: `rewards score FOLDER --rewards a,b` and `rewards list`."""
+"""Command line: `rewards score FOLDER --rewards a,b`, `rewards compare A B` and `rewards list`."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rewards.base import Reward
+from rewards.console import comparison_lines, finding_lines, mean_lines
 from rewards.errors import InputError, RewardError
+from rewards.folder import score_folder
 from rewards.prompts import Pairing, pair_prompts
 from rewards.registry import available, load, required_options
-from rewards.scoring import ScoredImage, count_truncated, describe, load_all, plain_float, score_each
-from rewards.statistics import bootstrap_interval
+from rewards.scoring import load_all
+from rewards.table import ScoreTable
+from rewards.table_files import describe_all, read_table, write_table
+
+if TYPE_CHECKING:
+    from rewards.suites import Suite
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, help="Score images with published scorers.")
+
+ReportOption = Annotated[Path | None, typer.Option(help="HTML page to write, with everything in one file.")]
+_ASKING = ("dsg", "pn_vqa", "tifa")
 
 
 @app.command("list")
 def list_command() -> None:
     """Print the scorers that are built in, each with its scale."""
     for name in available():
-        needed = required_options(name)
-        if needed:
-            typer.echo(f"{name:<12} your own    needs --option {name}.{needed[0]}=...")
+        if required := required_options(name):
+            typer.echo(f"{name:<12} {'':<11} a model of your own; needs the option {', '.join(required)}")
             continue
         scorer = load(name)
         typer.echo(f"{name:<12} {'prompt' if scorer.needs_prompt else 'image only':<11} {scorer.scale}")
@@ -39,13 +45,23 @@ def score_command(
     folder: Annotated[Path, typer.Argument(help="Folder of images, read with its subfolders.")],
     rewards: Annotated[str, typer.Option(help="Scorers, separated by commas: names, or module:Class.")],
     prompts: Annotated[
-        Path | None, typer.Option(help="JSONL of image and prompt, or a text file with one prompt per image.")
+        Path | None,
+        typer.Option(help="JSONL of image, prompt, perhaps category; or a text file with one prompt per image."),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="Prompts by the images' names: compositional, or a published suite as NAME=FILE."),
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Option of a scorer, as clip_score.model=PATH. Repeatable.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="JSONL to write, one row per image.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="File of scores to reuse and extend.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="JSONL to write, a row per image. An interrupted run goes on from its cache.")
+    ] = None,
+    report: ReportOption = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="File of scores to reuse and extend; OUTPUT.cache if not given.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images at once; changes speed only.", min=1)] = 32,
     device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1, mps.")] = "cpu",
     strict: Annotated[
@@ -53,21 +69,86 @@ def score_command(
     ] = False,
 ) -> None:
     """Score every image of a folder and print a mean with its interval for each scorer."""
-    scorers = load_all(_with_options(rewards, option or []), device)
-    _check_output(output)
-    pairing = pair_prompts(folder, prompts)
-    if prompts is None and (needing := next((s.name for s in scorers if s.needs_prompt), None)):
-        raise InputError(f"{needing} scores images against prompts; give --prompts.")
-    blank = load("blank")
-    all_scorers = scorers if any(s.name == "blank" for s in scorers) else [*scorers, blank]
-    rows = list(score_each(pairing.images, pairing.prompts, all_scorers, batch_size, cache))
+    for name, path in (("--output", output), ("--report", report)):
+        _check_writable(name, path)
+    if prompts is not None and suite is not None:
+        raise InputError("--prompts and --suite both say what the prompts are; give one of them.")
+    opened = _open_suite(suite) if suite is not None else None
+    scorers = load_all(_with_questions(_with_options(rewards, option or []), opened), device)
+    pairing = _pair(folder, prompts, opened)
+    if prompts is None and opened is None and (needing := next((s.name for s in scorers if s.needs_prompt), None)):
+        raise InputError(f"{needing} scores images against prompts; give --prompts or --suite.")
+    if cache is None and output is not None:
+        cache = output.with_name(output.name + ".cache")
+    descriptions = describe_all(scorers)
+    expects_prompts = prompts is not None or opened is not None
+    table = _score(folder, pairing, scorers, descriptions, batch_size, cache, expects_prompts)
     if output is not None:
-        _write(output, rows, scorers, folder)
-    findings = _findings(rows, pairing, scorers, has_prompts=prompts is not None)
-    for line in [*_table(rows, scorers), *findings.lines]:
+        write_table(table, descriptions, output)
+    if report is not None:
+        _write_report(report, [table])
+    for line in [*mean_lines(table), *finding_lines(table)]:
         typer.echo(line)
-    if strict and findings.is_incomplete:
+    if strict and table.is_incomplete:
         raise typer.Exit(1)
+
+
+@app.command("compare")
+def compare_command(
+    a: Annotated[Path, typer.Argument(metavar="A", help="JSONL that `rewards score --output` wrote.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same prompts.")],
+    report: ReportOption = None,
+) -> None:
+    """Say what A and B differ by, scorer by scorer, prompt by prompt, corrected for the number of scorers."""
+    _check_writable("--report", report)
+    tables = read_table(a), read_table(b)
+    for line in comparison_lines(*tables):
+        typer.echo(line)
+    if report is not None:
+        _write_report(report, tables)
+
+
+def _open_suite(text: str) -> Suite:
+    from rewards.suites import load_suite
+
+    name, equals, source = text.partition("=")
+    return load_suite(name, source if equals else None)
+
+
+def _pair(folder: Path, prompts: Path | None, suite: Suite | None) -> Pairing:
+    from rewards.suites.pairing import pair_suite
+
+    return pair_suite(folder, suite) if suite is not None else pair_prompts(folder, prompts)
+
+
+def _score(
+    folder: Path,
+    pairing: Pairing,
+    scorers: Sequence[Reward],
+    descriptions: dict[str, dict[str, object]],
+    batch_size: int,
+    cache: Path | None,
+    expects_prompts: bool,
+) -> ScoreTable:
+    with typer.progressbar(
+        length=len(pairing.images), label="scoring", file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
+        return score_folder(
+            folder.resolve().name,
+            pairing,
+            scorers,
+            descriptions,
+            batch_size=batch_size,
+            cache=cache,
+            expects_prompts=expects_prompts,
+            on_image=lambda: bar.update(1),
+        )
+
+
+def _write_report(path: Path, tables: Sequence[ScoreTable]) -> None:
+    from rewards.report import collect, write_report
+
+    write_report(collect(tables), path)
 
 
 def _with_options(rewards: str, options: Sequence[str]) -> list[dict[str, object]]:
@@ -90,6 +171,13 @@ def _with_options(rewards: str, options: Sequence[str]) -> list[dict[str, object
     return list(specs.values())
 
 
+def _with_questions(specs: list[dict[str, object]], suite: Suite | None) -> list[dict[str, object]]:
+    """Scorers that ask questions take those of the suite, where it has some and no others are given."""
+    if suite is None or suite.questions is None:
+        return specs
+    return [{"questions": suite.questions} | spec if spec["name"] in _ASKING else spec for spec in specs]
+
+
 def _value(text: str) -> object:
     try:
         return json.loads(text)
@@ -97,85 +185,10 @@ def _value(text: str) -> object:
         return text
 
 
-def _check_output(output: Path | None) -> None:
+def _check_writable(option: str, path: Path | None) -> None:
     """Fail before scoring, not after it."""
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        raise InputError(
-            f"--output {output}: {output.parent} must be a folder that exists, {output.name} a file in it."
-        )
-
-
-def _write(output: Path, rows: Iterable[ScoredImage], scorers: Sequence[Reward], folder: Path) -> None:
-    """Write the rows, image paths relative to the output, and beside them what each score is: OUTPUT.scorers.json."""
-    names = [scorer.name for scorer in scorers]
-    base = output.resolve().parent
-    lines = []
-    for row in rows:
-        values: dict[str, object] = {"image": Path(os.path.relpath(Path(row.image).resolve(), base)).as_posix()}
-        values |= {"prompt": row.prompt, "scores": {n: plain_float(row.scores[n]) for n in names if n in row.scores}}
-        if row.problem is not None:
-            values["problem"] = row.problem
-        lines.append(json.dumps(values, ensure_ascii=False) + "\n")
-    cards = {scorer.name: describe(scorer) for scorer in scorers}
-    _replace(output.with_name(output.name + ".scorers.json"), json.dumps(cards, indent=2, ensure_ascii=False) + "\n")
-    _replace(output, "".join(lines))
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error.strerror}).") from error
-
-
-def _table(rows: Sequence[ScoredImage], scorers: Sequence[Reward]) -> list[str]:
-    """One line per scorer: mean over prompts with its 95 % interval. Images without a prompt are a prompt each."""
-    lines = [f"{'scorer':<20} {'mean':>10}  {'95 % interval by prompt':<25} {'images':>6}  scale"]
-    for scorer in scorers:
-        groups: dict[str, list[float]] = {}
-        for row in rows:
-            if scorer.name in row.scores:
-                groups.setdefault(f"prompt {row.prompt}" if row.prompt else row.image, []).append(
-                    row.scores[scorer.name]
-                )
-        images = sum(map(len, groups.values()))
-        if len(groups) > 1:
-            found = bootstrap_interval(groups)
-            mean, interval = f"{found.value:.4f}", f"{found.low:.4f} to {found.high:.4f}"
-        else:
-            values = [value for group in groups.values() for value in group]
-            mean, interval = (f"{sum(values) / images:.4f}" if values else "-"), "needs 2 prompts"
-        lines.append(f"{scorer.name:<20} {mean:>10}  {interval:<25} {images:>6}  {scorer.scale}")
-    return lines
-
-
-@dataclass(frozen=True)
-class _Findings:
-    lines: list[str] = field(default_factory=list)
-    is_incomplete: bool = False
-
-
-def _findings(
-    rows: Sequence[ScoredImage], pairing: Pairing, scorers: Sequence[Reward], *, has_prompts: bool
-) -> _Findings:
-    """Count what could not be scored, or not wholly. A blank image is told, but has its scores."""
-    unreadable = [row.problem for row in rows if row.problem is not None]
-    missing = [row.image for row in rows if row.prompt is None] if has_prompts else []
-    truncated = count_truncated(scorers, [row.prompt for row in rows if row.prompt is not None])
-    blank = [row.image for row in rows if row.scores.get("blank") == 1.0]
-    counts = [
-        ("unreadable images", unreadable),
-        ("images without a prompt", missing),
-        ("prompts without an image", pairing.missing_images),
-        ("blank images", blank),
-    ]
-    lines = [f"{label}: {len(found)}" + (f" (first: {found[0]})" if found else "") for label, found in counts]
-    lines += [f"prompts cut by {name}: {count}" for name, count in truncated.items()]
-    incomplete = bool(unreadable or missing or pairing.missing_images or any(truncated.values()))
-    return _Findings([f"images: {len(rows)}", *lines], incomplete)
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise InputError(f"{option} {path}: {path.parent} must be a folder that exists, {path.name} a file in it.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -189,7 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         typer.echo(f"Error: {error.format_message()}", err=True)
         sys.exit(2)
     except typer.Abort:
-        sys.exit(1)
+        typer.echo("interrupted; with --output or --cache the same command goes on from here.", err=True)
+        sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

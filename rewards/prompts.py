@@ -19,6 +19,8 @@ class Pairing:
     prompts: tuple[str | None, ...]
     missing_images: tuple[str, ...] = ()
     """Images that the prompt file names and the folder lacks."""
+    categories: tuple[str, ...] = ()
+    """Category of each image's prompt, empty for none; no entries where no prompt has one."""
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -48,8 +50,8 @@ def pair_prompts(folder: Path, prompts: Path | None) -> Pairing:
     """Find a folder's images and their prompts.
 
     prompts: None; a .txt with one prompt per image in natural order of the file names (an empty line: none); or a
-    .jsonl of {"image": ..., "prompt": ...}, paths relative to that file or to the folder. Raises InputError with file
-    and line.
+    .jsonl of {"image": ..., "prompt": ...} and optionally "category", paths relative to that file or to the folder.
+    Raises InputError with file and line.
     """
     images = find_images(folder)
     if prompts is None:
@@ -77,12 +79,12 @@ def _lines(path: Path) -> list[str]:
 
 def _match_rows(images: list[Path], folder: Path, source: Path, lines: list[str]) -> Pairing:
     by_path = {path.resolve(): path for path in images}
-    found: dict[Path, str | None] = {}
+    found: dict[Path, tuple[str | None, str]] = {}
     missing = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        name, prompt = _row(line, f"{source}:{number}")
+        name, prompt, category = _row(line, f"{source}:{number}")
         places = {(base / name).resolve() for base in (source.parent, folder)} & by_path.keys()
         if len(places) > 1:
             raise InputError(f"{source}:{number}: {name!r} is found beside the file and in {folder}; make it one.")
@@ -92,11 +94,14 @@ def _match_rows(images: list[Path], folder: Path, source: Path, lines: list[str]
         path = by_path[places.pop()]
         if path in found:
             raise InputError(f"{source}:{number}: image {name!r} is named twice; keep one prompt for it.")
-        found[path] = prompt
-    return Pairing(tuple(images), tuple(found.get(path) for path in images), tuple(missing))
+        found[path] = prompt, category
+    matched = [found.get(path, (None, "")) for path in images]
+    prompts, categories = (tuple(part) for part in zip(*matched, strict=True))
+    return Pairing(tuple(images), prompts, tuple(missing), categories if any(categories) else ())
 
 
-def _row(line: str, where: str) -> tuple[str, str | None]:
+def _row(line: str, where: str) -> tuple[str, str | None, str]:
+    """Image, prompt and category of a line."""
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -107,4 +112,5 @@ def _row(line: str, where: str) -> tuple[str, str | None]:
     prompt = row.get("prompt")
     if not (prompt is None or isinstance(prompt, str)):
         raise InputError(f"{where}: the prompt of {name!r} is {type(prompt).__name__}, expected text.")
-    return name, (prompt.strip() or None) if prompt else None
+    category = row.get("category")
+    return name, (prompt.strip() or None) if prompt else None, category if isinstance(category, str) else ""

@@ -136,7 +136,7 @@ def test_command_line_scores_a_folder(
     paths = [folder / f"{number}.png" for number in range(1, 13)]
     np.testing.assert_allclose([r["scores"]["clip_score"] for r in rows], scorer.score(paths, texts), rtol=1e-5)
     assert [row["image"] for row in rows] == [f"images/{number}.png" for number in range(1, 13)]
-    assert rows[0].keys() == {"image", "prompt", "scores"}
+    assert rows[0].keys() == {"image", "prompt", "scores", "scorers"}
     cards = json.loads((tmp_path / "scores.jsonl.scorers.json").read_text())
     assert cards["clip_score"]["scale"] == scorer.scale
     assert len(cards["clip_score"]["fingerprint"]["weights"]) == 64

@@ -1,0 +1,42 @@
+"""Which prompt of a suite an image was made from, by the name of its file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from rewards.errors import InputError
+from rewards.prompts import Pairing, find_images
+from rewards.suites.reading import Suite, SuitePrompt
+
+
+def pair_suite(folder: Path, suite: Suite) -> Pairing:
+    """Find a folder's images and their prompts in a suite.
+
+    An image is named after its prompt, `ID.png`, or is in a folder of that name, `ID/any.png`; or after its place in
+    the suite, from 0: `00012.png`. `-SAMPLE` may follow either name: `00012-01.png`. Images of other names have no
+    prompt; prompts without an image are named. Raises InputError when no image has a prompt.
+    """
+    images = find_images(folder)
+    by_id = {prompt.id: prompt for prompt in suite.prompts}
+    found = [_prompt_of(image, by_id, suite.prompts) for image in images]
+    if not any(found):
+        raise InputError(
+            f"{folder}: no image is named after a prompt of suite {suite.name}; expected {suite.prompts[0].id}.png or "
+            "00000.png, or give --prompts with image and prompt."
+        )
+    used = {prompt.id for prompt in found if prompt is not None}
+    return Pairing(
+        images=tuple(images),
+        prompts=tuple(prompt.prompt if prompt else None for prompt in found),
+        missing_images=tuple(prompt.id for prompt in suite.prompts if prompt.id not in used),
+        categories=tuple(prompt.category if prompt else "" for prompt in found),
+    )
+
+
+def _prompt_of(image: Path, by_id: dict[str, SuitePrompt], prompts: tuple[SuitePrompt, ...]) -> SuitePrompt | None:
+    base = re.sub(r"-[0-9]+$", "", image.stem)
+    for name in (image.stem, base, image.parent.name):
+        if name in by_id:
+            return by_id[name]
+    return prompts[int(base)] if re.fullmatch("[0-9]{1,9}", base) and int(base) < len(prompts) else None

@@ -1,0 +1,247 @@
+"""`rewards score` and `rewards compare` as a user runs them: suites, gaps, interruption, reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rewards.__main__ import main
+from rewards.errors import InputError
+from rewards.suites import load_suite
+from rewards.suites.pairing import pair_suite
+from rewards.table_files import read_table
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """command(argument, ...) -> exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        assert isinstance(caught.value.code, int)
+        return caught.value.code, output.out, output.err
+
+    return run
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_thousand_images_with_all_that_can_be_wrong_finish_and_say_so(
+    tiny_clip: Path, tmp_path: Path, command: Command
+):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rows: list[dict] = []
+    for number in range(1000):
+        pixels = np.full((8, 8, 3), number % 250, dtype=np.uint8)
+        pixels[0, 0] = 255
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        rows.append({"image": f"{number}.png", "prompt": f"{number // 2}", "category": "ab"[number % 2]})
+    (folder / "3.png").write_bytes(b"broken")
+    Image.new("RGB", (8, 8)).save(folder / "10.png")
+    rows[5]["prompt"] = None
+    rows[20]["prompt"] = "much too long " * 20
+    prompts, output, page = tmp_path / "prompts.jsonl", tmp_path / "scores.jsonl", tmp_path / "page.html"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"image": "absent.png", "prompt": "x"}]))
+    arguments = [
+        "score", folder, "--prompts", prompts, "--rewards", "clip_score,brightness", "--output", output,
+        "--report", page, "--option", f"clip_score.model={tiny_clip}",
+    ]  # fmt: skip
+    code, out, err = command(*arguments)
+    assert (code, err) == (0, "")
+    counts = {line.partition(":")[0]: line.partition(":")[2].split()[0] for line in out.splitlines()[3:]}
+    assert counts == {
+        "images": "1000",
+        "unreadable images": "1",
+        "images without a prompt": "1",
+        "prompts without an image": "1",
+        "blank images": "1",
+        "prompts cut by clip_score": "1",
+    }
+    written = rows_of(output)
+    assert len(written) == 1000
+    assert sum("clip_score" in row["scores"] for row in written) == 998
+    assert (written[3]["scores"], written[5]["scores"].keys()) == ({}, {"brightness"})
+    assert written[10]["blank"]
+    assert written[20]["truncated_by"] == ["clip_score"]
+    assert "prompts cut by clip_score" in page.read_text()
+    table = read_table(output)
+    assert [finding.count for finding in table.findings] == [1, 1, 0, 1, 1]
+    assert [(row.group, row.images) for row in table.by_category("clip_score")] == [("a", 500), ("b", 498)]
+    assert command(*arguments, "--strict")[0] == 1
+
+
+def test_images_of_a_suite_are_found_by_id_place_or_folder(
+    tmp_path: Path, command: Command, make_image: Callable[..., Image.Image]
+):
+    suite = load_suite("compositional")
+    folder, output = tmp_path / "images", tmp_path / "scores.jsonl"
+    (folder / suite.prompts[2].id).mkdir(parents=True)
+    names = {
+        f"{suite.prompts[0].id}.png": 0,
+        f"{suite.prompts[1].id}-01.png": 1,
+        f"{suite.prompts[2].id}/any.png": 2,
+        "00017.png": 17,
+        "00198-03.png": 198,
+        "notes.png": None,
+        "00200.png": None,
+    }
+    for number, name in enumerate(names):
+        make_image(number).save(folder / name)
+    pairing = pair_suite(folder, suite)
+    found = {
+        path.relative_to(folder).as_posix(): prompt
+        for path, prompt in zip(pairing.images, pairing.prompts, strict=True)
+    }
+    assert found == {name: None if at is None else suite.prompts[at].prompt for name, at in names.items()}
+    assert len(pairing.missing_images) == 195
+    code, out, _ = command(
+        "score", folder, "--suite", "compositional", "--rewards", "dsg,brightness", "--output", output,
+        "--option", "dsg.vqa=asking:Guessing",
+    )  # fmt: skip
+    assert code == 0
+    assert "images without a prompt: 2" in out
+    assert "prompts without an image: 195" in out
+    written = {Path(row["image"]).name: row for row in rows_of(output)}
+    assert written["00198-03.png"]["category"] == suite.prompts[198].category
+    assert written["notes.png"]["scores"].keys() == {"brightness"}
+    assert 0.0 <= written["00017.png"]["scores"]["dsg"] <= 1.0
+
+
+def test_a_folder_that_has_nothing_of_the_suite_is_refused(tmp_path: Path, make_image: Callable[..., Image.Image]):
+    make_image(1).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="no image is named after a prompt of suite compositional"):
+        pair_suite(tmp_path, load_suite("compositional"))
+
+
+def test_a_published_suite_brings_its_own_questions(
+    tmp_path: Path, command: Command, make_image: Callable[..., Image.Image]
+):
+    questions = tmp_path / "dsg.csv"
+    questions.write_text(
+        "item_id,text,proposition_id,dependency,category_broad,question_natural_language\n"
+        "x_1,a red cat,1,0,entity,Is there a cat?\nx_1,a red cat,2,1,attribute,Is the cat red?\n"
+    )
+    folder, output = tmp_path / "images", tmp_path / "scores.jsonl"
+    folder.mkdir()
+    make_image(1).save(folder / "x_1.png")
+    code, _, err = command(
+        "score", folder, "--suite", f"dsg1k={questions}", "--rewards", "dsg", "--output", output,
+        "--option", "dsg.vqa=asking:Guessing",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    [row] = rows_of(output)
+    assert row["prompt"] == "a red cat"
+    assert row["scores"]["dsg"] in (0.0, 0.5, 1.0)
+
+
+class Mortal:
+    """Brightness of the first pixel; kills its process in the third batch, unless the file REWARDS_TEST_LIVE is there.
+    Notes each image that it scores."""
+
+    name = "mortal"
+    version = "1"
+    scale = "level, 0 to 255"
+    needs_prompt = False
+    differentiable = False
+    higher_is_better = True
+    _batches = 0
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"name": self.name, "version": self.version}
+
+    def score(self, images: Sequence, prompts: Sequence[str] | None = None) -> np.ndarray:
+        log = Path(os.environ["REWARDS_TEST_LOG"])
+        self._batches += 1
+        if self._batches == 3 and not log.with_suffix(".live").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        values = np.array([np.asarray(image)[0, 0, 0] for image in images], dtype=np.float32)
+        with log.open("a") as file:
+            file.writelines(f"{value:.0f}\n" for value in values)
+        return values
+
+
+def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_file(tmp_path: Path):
+    folder, log = tmp_path / "images", tmp_path / "log.txt"
+    folder.mkdir()
+    for number in range(20):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / f"{number}.png")
+    arguments = [
+        sys.executable, "-m", "rewards", "score", str(folder), "--rewards", f"{__name__}:Mortal", "--batch-size", "4",
+    ]  # fmt: skip
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2]), *sys.path])
+    environment = os.environ | {"REWARDS_TEST_LOG": str(log), "PYTHONPATH": paths}
+
+    def run(output: str) -> int:
+        command = [*arguments, "--output", str(tmp_path / output)]
+        return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+
+    assert run("scores.jsonl") == -signal.SIGKILL
+    assert log.read_text().split() == [str(number) for number in range(8)]
+    assert not (tmp_path / "scores.jsonl").exists()
+    log.with_suffix(".live").touch()
+    assert run("scores.jsonl") == 0
+    assert log.read_text().split() == [str(number) for number in range(20)]
+    assert run("whole.jsonl") == 0
+    assert (tmp_path / "scores.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_two_sets_are_compared_from_their_files(tmp_path: Path, command: Command):
+    for name, level in (("dark", 40), ("light", 90)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for number in range(6):
+            Image.new("RGB", (8, 8), (level + number, 0, 0)).save(folder / f"{number}.png")
+        (tmp_path / f"{name}.txt").write_text("".join(f"prompt {number // 2}\n" for number in range(6)))
+        output = tmp_path / f"{name}.jsonl"
+        assert command(
+            "score", folder, "--prompts", tmp_path / f"{name}.txt", "--rewards", "brightness,saturation",
+            "--output", output,
+        )[0] == 0  # fmt: skip
+    page = tmp_path / "page.html"
+    code, out, _ = command("compare", tmp_path / "light.jsonl", tmp_path / "dark.jsonl", "--report", page)
+    assert code == 0
+    brightness, saturation = out.splitlines()
+    assert "light is better (light minus dark is 0.04169" in brightness
+    assert "6/0/0 won/tied/lost" in brightness
+    assert "(Holm, 2 scorers)" in brightness
+    assert "not distinguishable" in saturation
+    assert "light minus dark" in page.read_text()
+    (tmp_path / "light.jsonl.scorers.json").unlink()
+    code, _, err = command("compare", tmp_path / "light.jsonl", tmp_path / "dark.jsonl")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "light.jsonl.scorers.json: cannot be read" in err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--suite", "composit"), "did you mean 'compositional'"),
+        (("--suite", "partiprompts"), "needs its published file"),
+        (("--suite", "compositional", "--prompts", "x.txt"), "give one of them"),
+        (("--report", "no/page.html"), "must be a folder that exists"),
+        (("--rewards", "vqascore"), "give --prompts or --suite"),
+    ],
+)
+def test_wrong_use_is_told_before_anything_is_scored(
+    tmp_path: Path, command: Command, make_image: Callable[..., Image.Image], more: tuple[str, ...], message: str
+):
+    make_image(1).save(tmp_path / "a.png")
+    code, out, err = command("score", tmp_path, "--rewards", "brightness", *more)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
