@@ -10,6 +10,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
+from pydantic import JsonValue
+
 from t2i.data.buckets import BucketPlan, plan_buckets, square_plan
 from t2i.data.captions import CaptionMix
 from t2i.data.encode import Framing, encode_latents, encode_texts
@@ -43,6 +45,8 @@ class DiffusionData:
     batch_size: int = 1
     """Examples of a step: no bucket may hold fewer images."""
     encode_batch_size: int = 16
+    crops_by: Literal["image", "caption"] = "image"
+    """As in `Views`."""
 
     def check_captions(self) -> None:
         """Raise DataError unless every image has the captions its dataset draws from, and there is one."""
@@ -71,7 +75,7 @@ class DiffusionData:
         if plan.misfits:
             lines = [json.dumps(asdict(misfit), ensure_ascii=False) + "\n" for misfit in plan.misfits]
             write_text(folder / UNFIT_FILE, "".join(lines))
-        framing = Framing(self.records, plan, Views(self.views, self.seed), self.masks, self.posterior)
+        framing = Framing(self.records, plan, Views(self.views, self.seed, self.crops_by), self.masks, self.posterior)
         root = Path(self.cache.folder).expanduser() if self.cache.folder else folder / CACHE_FOLDER
         store = encode_latents(family, framing, root, batch_size=self.encode_batch_size)
         texts = None
@@ -82,6 +86,10 @@ class DiffusionData:
     def texts(self) -> Texts:
         """Every caption that may be drawn, trigger words included."""
         return Texts(self.records, self.datasets)
+
+    def facts(self) -> dict[str, JsonValue]:
+        """Number of images."""
+        return {"images": len(self.records)}
 
 
 CACHE_FOLDER = "latents"

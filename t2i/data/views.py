@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 from PIL import Image
 
@@ -90,6 +91,8 @@ class Views:
 
     settings: ViewSettings
     seed: int
+    crops_by: Literal["image", "caption"] = "image"
+    """Whether random crops are each image's own, or the same for all images of a first caption and size."""
 
     @property
     def crops(self) -> int:
@@ -108,7 +111,7 @@ class Views:
         return not any(pattern.search(caption.text) for caption in record.captions)
 
     def view(self, record: CaptionedImage, number: int, target: Size) -> View:
-        """The number-th view of an image, at width and height `target`. Random crops depend on the image's id alone."""
+        """The number-th view of an image, at width and height `target`. Crops depend on its id or caption alone."""
         crop, flipped = number % self.crops, number >= self.crops
         original = (record.width, record.height)
         scaled = scaled_size(original, target)
@@ -116,7 +119,8 @@ class Views:
         if self.settings.crop == "centre":
             left, top = spare[0] // 2, spare[1] // 2
         else:
-            draw = generator(self.seed, f"crop {record.id}", crop)
+            key = record.id if self.crops_by == "image" else record.captions[0].text
+            draw = generator(self.seed, f"crop {key}", crop)
             left, top = int(draw.integers(spare[0] + 1)), int(draw.integers(spare[1] + 1))
         return View(original, scaled, left, top, target, flipped)
 

@@ -6,7 +6,7 @@ at first. The strength s is alpha / rank; rsLoRA's is alpha / sqrt(rank) (Kalajd
 m (W + s B A) / |W + s B A|, the norm that of each row. The mechanism is peft's.
 """
 
-from t2i.lora.adapters import adapter_components, adapters_off, freeze, inject, learning_rates
+from t2i.lora.adapters import adapter_components, adapters_off, check_restorable, freeze, inject, learning_rates
 from t2i.lora.files import (
     adapter_of,
     adapter_state,
@@ -25,6 +25,7 @@ __all__ = [
     "adapter_of",
     "adapter_state",
     "adapters_off",
+    "check_restorable",
     "freeze",
     "inject",
     "inject_module",

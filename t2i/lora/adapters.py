@@ -151,3 +151,35 @@ def adapters_off(modules: dict[str, nn.Module]) -> Iterator[None]:
         # peft also switches the gradients of its parameters; a forward pass taken before this block still needs them.
         for parameter, wants_gradient in zip(parameters, trained, strict=True):
             parameter.requires_grad_(wants_gradient)
+
+
+def check_restorable(modules: dict[str, nn.Module]) -> None:
+    """Raise ConfigError unless switching the adapters off gives the model as it was loaded.
+
+    It does not where an adapter moved part of the weights into itself (PiSSA, OLoRA, CorDA, LoftQ), trains biases or
+    whole layers beside the low-rank factors, or has been merged.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in modules.items():
+        carrier: Any = module
+        settings = carrier.peft_config[NAME]
+        why = _unrestorable(settings)
+        if any(layer.merged for layer in module.modules() if isinstance(layer, BaseTunerLayer)):
+            why = "it is merged into the weights"
+        if why is not None:
+            raise ConfigError(
+                f"{name}: the objective compares with the model without its adapter, which this adapter does not give "
+                f"back: {why}. Train a plain LoRA, or whole components, of which a frozen copy is held."
+            )
+
+
+def _unrestorable(settings: Any) -> str | None:
+    """Why a peft configuration changes the model beside its adapter; None if it does not."""
+    if settings.init_lora_weights not in (True, False, "gaussian", "orthogonal", "eva"):
+        return f"init_lora_weights {settings.init_lora_weights!r} changes the weights below it"
+    if settings.bias != "none":
+        return f"bias {settings.bias!r} is trained in place"
+    if settings.modules_to_save:
+        return f"whole layers are trained: {', '.join(settings.modules_to_save)}"
+    return None

@@ -23,6 +23,11 @@ class LossOutput:
 class Denoiser(Protocol):
     """A denoiser with whatever adapters it carries."""
 
+    @property
+    def trains_text(self) -> bool:
+        """Whether text encoders are trained, so that `encode` gives something else inside `reference()`."""
+        ...
+
     def encode(self, batch: DiffusionBatch) -> Any:
         """Conditioning of the batch's prompts and sizes, cached or computed; opaque to objectives."""
         ...
@@ -32,7 +37,7 @@ class Denoiser(Protocol):
         ...
 
     def reference(self) -> AbstractContextManager[None]:
-        """The same model without its adapters and without gradients, for the length of the block."""
+        """The model as it was before training, and without gradients, for the length of the block."""
         ...
 
 
@@ -69,10 +74,10 @@ class DiffusionBatch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> DiffusionBatch:
-        return DiffusionBatch(**{field.name: _changed(getattr(self, field.name), change) for field in fields(self)})
+        return DiffusionBatch(**{field.name: changed(getattr(self, field.name), change) for field in fields(self)})
 
 
-def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """A tensor, or what is made of tensors, changed; anything else as it is."""
     if hasattr(value, "pin_memory"):
         return change(value)

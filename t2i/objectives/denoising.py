@@ -77,6 +77,8 @@ class Denoising(FrozenModel):
     """Learn to undo the noise on captioned images. Each example's loss is weighted, then the mean is taken."""
 
     needs: ClassVar[str] = "captioned_images"
+    needs_reference: ClassVar[bool] = False
+    """Whether the untrained model is asked too."""
 
     type: Literal["denoising"] = "denoising"
     timesteps: TimestepSettings | None = None

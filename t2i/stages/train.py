@@ -13,7 +13,15 @@ from t2i.config import ModelPath
 from t2i.data.pairs import PAIRS_FILE, PairSource, iterate_pairs, save_pairs
 from t2i.data.settings import BucketSettings, CacheSettings, DatasetSettings, MaskSettings, ViewSettings
 from t2i.data.sources import RECORDS_FILE, ImageSource, ImageSources, save_records
-from t2i.objectives import AnyObjective, BradleyTerry, Classification, Contrastive, Denoising
+from t2i.objectives import (
+    AnyObjective,
+    BradleyTerry,
+    Classification,
+    Contrastive,
+    Denoising,
+    DiffusionKTO,
+    PairObjective,
+)
 from t2i.stages.base import InspectContext, Stage, StageContext
 from t2i.training.settings import (
     FullSettings,
@@ -107,8 +115,8 @@ class Train(Stage):
             raise ValueError("no model; set `model` here or at the top of the recipe")
         if any(weight <= 0 for weight in self.captions.values()):
             raise ValueError("captions: every weight must be above 0; leave a kind out instead")
-        if isinstance(self.objective, Contrastive) and self.loop.micro_batch_size not in (None, self.loop.batch_size):
-            raise ValueError("the contrastive loss couples the whole batch: micro_batch_size cannot be smaller")
+        if _couples_batch(self.objective) and self.loop.micro_batch_size not in (None, self.loop.batch_size):
+            raise ValueError(f"{self.objective.type} couples the whole batch: micro_batch_size cannot be smaller")
         if self.init == "random" and isinstance(self.trained, LoraSettings):
             raise ValueError("init: a LoRA over random weights is of no use; train `full` components")
         return self
@@ -131,8 +139,10 @@ class Train(Stage):
     @model_validator(mode="after")
     def _data_fits_objective(self) -> Train:
         if not isinstance(self.objective, Denoising):
-            of_denoisers = ("datasets", "trigger_words", "buckets", "views", "masks", "cache")
-            given = [name for name in of_denoisers if getattr(self, name) != type(self).model_fields[name].default]
+            refused = ("datasets", "trigger_words", "buckets", "views", "masks", "cache")
+            if isinstance(self.objective, PairObjective):
+                refused = ("datasets", "captions", "masks")
+            given = [name for name in refused if getattr(self, name) != _default(name)]
             if given:
                 raise ValueError(f"{given[0]}: only a denoising objective takes it, not {self.objective.type}")
             return self
@@ -233,6 +243,8 @@ class Train(Stage):
         from t2i.training.outputs import MODEL_FOLDER
         from t2i.training.tasks import build_task
 
+        if _couples_batch(self.objective):
+            self._refuse_processes()
         model = str(context.input("model_from") / MODEL_FOLDER) if self.model_from else self.model or ""
         settings = self.task_settings(model, self._tables(context), context.seed, context.folder)
         settings = dataclasses.replace(settings, pairs=self._pairs(context), held_out_pairs=self._held_out(context))
@@ -290,6 +302,14 @@ class Train(Stage):
     def _held_out(self, context: StageContext) -> list[PreferencePair]:
         return [] if self.held_out_pairs is None else _read_pairs(self.held_out_pairs, context, "held_out_pairs")
 
+    def _refuse_processes(self) -> None:
+        from accelerate import PartialState
+
+        from t2i.errors import ConfigError
+
+        if PartialState().num_processes > 1:
+            raise ConfigError(f"objective: {self.objective.type} couples the whole batch, so it runs in one process.")
+
     def _share_of_batch(self) -> int:
         from accelerate import PartialState
 
@@ -301,11 +321,13 @@ class Train(Stage):
         """tables: the records of every source or stage, in order."""
         from t2i.data.captions import CaptionMix
         from t2i.data.diffusion import make_datasets
+        from t2i.data.pair_examples import PROMPT
         from t2i.data.rows import JoinedRecords
         from t2i.training.tasks import TaskSettings
 
         lengths = [len(table) for table in tables]
-        mix = CaptionMix(dict(self.captions), self.caption_dropout, self.trigger_words) if self.captions else None
+        kinds = {PROMPT: 1.0} if self.pairs or self.pairs_from else dict(self.captions)
+        mix = CaptionMix(kinds, self.caption_dropout, self.trigger_words) if kinds else None
         return TaskSettings(
             model=model,
             revision=self.revision,
@@ -325,6 +347,15 @@ class Train(Stage):
             cache=self.cache,
             batch_size=self.loop.batch_size,
         )
+
+
+def _couples_batch(objective: AnyObjective) -> bool:
+    return isinstance(objective, Contrastive) or (isinstance(objective, DiffusionKTO) and objective.couples_batch)
+
+
+def _default(name: str) -> Any:
+    """Default of a field whose default may be made anew each time."""
+    return Train.model_fields[name].get_default(call_default_factory=True)
 
 
 def _read_pairs(source: PairSource, context: StageContext, name: str) -> list[PreferencePair]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,26 @@ from t2i.training.loop import Trainable
 from t2i.training.settings import FullSettings, LoraSettings
 
 if TYPE_CHECKING:
-    from t2i.objectives.denoising import Denoising
+    from t2i.objectives import DenoiserObjective
 
 
 class FamilyDenoiser:
-    """The Denoiser that objectives see: a family's denoiser and text encoders with their adapters."""
+    """The Denoiser that objectives see: a family's denoiser and text encoders with their adapters.
 
-    def __init__(self, family: ModelFamily, adapted: dict[str, nn.Module]) -> None:
-        self.family, self.adapted = family, adapted
+    The reference is the same model with its adapters off; where whole components are trained, it is `frozen`, the
+    family with copies of these components.
+    """
+
+    def __init__(
+        self,
+        family: ModelFamily,
+        adapted: dict[str, nn.Module],
+        *,
+        frozen: ModelFamily | None = None,
+        trains_text: bool = False,
+    ) -> None:
+        self.family, self.adapted, self.frozen = family, adapted, frozen
+        self.trains_text = trains_text
 
     def encode(self, batch: DiffusionBatch) -> Conditioning:
         """Conditioning of the batch: as cached, or through the text encoders and their adapters if these are on."""
@@ -37,37 +50,58 @@ class FamilyDenoiser:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Adapters off and no gradients, for the length of the block."""
-        with lora.adapters_off(self.adapted), torch.no_grad():
-            yield
+        """The model as it was before training, and no gradients, for the length of the block."""
+        with torch.no_grad():
+            if self.frozen is None:
+                with lora.adapters_off(self.adapted):
+                    yield
+                return
+            policy, self.family = self.family, self.frozen
+            try:
+                yield
+            finally:
+                self.family = policy
 
 
 class DiffusionModule(nn.Module):
     """`forward(batch)` is the objective's loss; its sub-modules are the components that are trained."""
 
     def __init__(
-        self, family: ModelFamily, objective: Denoising, trained: dict[str, nn.Module], adapted: dict[str, nn.Module]
+        self,
+        family: ModelFamily,
+        objective: DenoiserObjective,
+        trained: dict[str, nn.Module],
+        adapted: dict[str, nn.Module],
+        frozen: ModelFamily | None = None,
     ) -> None:
         super().__init__()
         self.components = nn.ModuleDict(trained)
-        self.denoiser = FamilyDenoiser(family, adapted)
+        trains_text = any(name in family.facts.text_encoders for name in trained)
+        self.denoiser = FamilyDenoiser(family, adapted, frozen=frozen, trains_text=trains_text)
         self.noise = family.noise
         self.objective = objective
 
-    def forward(self, batch: DiffusionBatch) -> LossOutput:
-        """Per-example loss of one batch."""
+    def forward(self, batch: Any) -> LossOutput:
+        """Per-example loss of one batch of what the objective needs."""
         return self.objective(self.denoiser, self.noise, batch)
 
 
 def diffusion_trainable(
-    family: ModelFamily, objective: Denoising, settings: LoraSettings | FullSettings, seed: int
+    family: ModelFamily, objective: DenoiserObjective, settings: LoraSettings | FullSettings, seed: int
 ) -> tuple[Trainable, dict[str, nn.Module]]:
-    """Prepare a family for training. Returns what the loop trains, and the trained components by name."""
+    """Prepare a family for training. Returns what the loop trains, and the trained components by name.
+
+    An objective that compares with the untrained model gets it from its own adapters, switched off; only where whole
+    components are trained is a second, frozen copy of these held.
+    """
     if not isinstance(settings, LoraSettings):
         components = _unfreeze(family, settings.components)
-        module = DiffusionModule(family, objective, components, {})
+        frozen = _frozen_copy(family, components) if objective.needs_reference else None
+        module = DiffusionModule(family, objective, components, {}, frozen)
         return Trainable(module, check=lambda batch: _check_first_batch(module, {}, batch)), components
     adapted = lora.inject(family, settings, seed)
+    if objective.needs_reference:
+        lora.check_restorable(adapted)
     module = DiffusionModule(family, objective, adapted, adapted)
     own_rates = lora.learning_rates(adapted, family.facts, settings)
     trainable = Trainable(
@@ -77,6 +111,15 @@ def diffusion_trainable(
         {".lora_B.": settings.b_learning_rate_ratio},
     )
     return trainable, adapted
+
+
+def _frozen_copy(family: ModelFamily, components: dict[str, nn.Module]) -> ModelFamily:
+    """The family with copies of these components that nothing changes; everything else is shared."""
+    frozen = copy.copy(family)
+    frozen.pipeline = copy.copy(family.pipeline)
+    for name, component in components.items():
+        setattr(frozen.pipeline, name, copy.deepcopy(component).requires_grad_(False).eval())
+    return frozen
 
 
 def _unfreeze(family: ModelFamily, names: Sequence[str]) -> dict[str, nn.Module]:
@@ -89,19 +132,26 @@ def _unfreeze(family: ModelFamily, names: Sequence[str]) -> dict[str, nn.Module]
 
 
 @torch.no_grad()
-def _check_first_batch(module: DiffusionModule, adapted: dict[str, nn.Module], batch: DiffusionBatch) -> None:
+def _check_first_batch(module: DiffusionModule, adapted: dict[str, nn.Module], batch: Any) -> None:
     """Step 0: the loss is finite, only adapters are trained, and a fresh adapter changes nothing, bit for bit."""
-    losses = module(batch).loss
-    if not torch.isfinite(losses).all():
+    output = module(batch)
+    if not torch.isfinite(output.loss).all():
         raise RunError(
             "step 0: the loss of the untrained model is not finite; the checkpoint or its precision is unfit."
         )
-    if not adapted:
-        return
     strangers = [name for name, value in module.named_parameters() if value.requires_grad and ".lora_" not in name]
-    if strangers:
+    if adapted and strangers:
         raise RunError(f"step 0: parameters other than the adapter's would be trained: {strangers[:3]}.")
-    with module.denoiser.reference():
-        reference = module(batch).loss
-    if not torch.equal(losses, reference):
+    if not _starts_as_reference(module, output, batch, bool(adapted)):
         raise RunError("step 0: the fresh adapter changes the model's output; it must start as the model itself.")
+
+
+def _starts_as_reference(module: DiffusionModule, output: LossOutput, batch: Any, adapted: bool) -> bool:
+    """Whether the untrained model gives what its reference gives, to the last bit; True where there is no reference."""
+    if module.objective.needs_reference:
+        # Such an objective makes both passes itself; within `reference()` they would be the same by construction.
+        return not output.metrics["logit"].any()
+    if not adapted:
+        return True
+    with module.denoiser.reference():
+        return torch.equal(output.loss, module(batch).loss)

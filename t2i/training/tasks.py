@@ -17,11 +17,21 @@ from t2i.data.captions import CaptionMix
 from t2i.data.diffusion import DiffusionData, count_truncated
 from t2i.data.encode import load_pixels
 from t2i.data.examples import Dataset, ImageExamples
+from t2i.data.pair_examples import LatentPairs, PairData
 from t2i.data.settings import BucketSettings, CacheSettings, MaskSettings, ViewSettings
 from t2i.errors import ConfigError
 from t2i.families.base import ModelFamily
 from t2i.families.loading import load_family, locate_checkpoint
-from t2i.objectives import AnyObjective, Autoencoder, BradleyTerry, Classification, Contrastive, Denoising
+from t2i.objectives import (
+    AnyObjective,
+    Autoencoder,
+    BradleyTerry,
+    Classification,
+    Contrastive,
+    DenoiserObjective,
+    DiffusionDPO,
+    DiffusionKTO,
+)
 from t2i.objectives.base import ImageBatch, LossOutput
 from t2i.randomness import seeded_global
 from t2i.records import CaptionedImage, PreferencePair
@@ -80,11 +90,10 @@ class Task(Protocol):
 class DiffusionTask:
     """A denoiser on cached latents."""
 
-    def __init__(self, settings: TaskSettings, objective: Denoising, family: ModelFamily | None = None) -> None:
+    def __init__(self, settings: TaskSettings, objective: DenoiserObjective, family: ModelFamily | None = None) -> None:
         """family: a loaded model, instead of the one that the settings name."""
-        if settings.mix is None:
-            raise ConfigError("captions: a denoiser needs captions to train on, for example {alt: 1}.")
-        self.settings, self.data = settings, diffusion_data(settings, settings.mix)
+        self.settings, self.objective = settings, objective
+        self.data = denoiser_data(settings, objective)
         self.data.check_captions()
         # Before the model is loaded, where the recipe says how large images are.
         plan = self.data.plan(settings.resolution) if settings.resolution else None
@@ -115,12 +124,21 @@ class DiffusionTask:
     def facts(self) -> dict[str, Any]:
         return {
             "family": self.family.facts.name,
-            "images": len(self.settings.records),
+            **self.data.facts(),
+            **self._beta_facts(),
             "resolution": self.resolution,
             **(self.plan.facts() if self.settings.buckets else {}),
             "trained_parameters": sum(value.numel() for value in self.trainable.parameters().values()),
             "captions_longer_than_the_text_encoder": count_truncated(self.family, self.data.texts()),
         }
+
+    def _beta_facts(self) -> dict[str, Any]:
+        """The beta in force, and by how much it moves a logit per unit of mean squared error."""
+        if not isinstance(self.objective, DiffusionDPO | DiffusionKTO) or not isinstance(self.examples, LatentPairs):
+            return {}
+        elements = self.examples.latent_elements()
+        beta = self.objective.beta_at(elements)
+        return {"beta": beta, "logit_per_mean_squared_error": beta / 2, "latent_elements": elements}
 
     def save(self, metadata: dict[str, str]) -> dict[str, Any]:
         if isinstance(self.settings.trained, LoraSettings):
@@ -265,13 +283,23 @@ def build_task(settings: TaskSettings, objective: AnyObjective) -> Task:
         from t2i.training.reward_task import RewardTask
 
         return RewardTask(settings, objective)
-    if isinstance(objective, Denoising):
-        return DiffusionTask(settings, objective)
     if isinstance(objective, Autoencoder):
         return AutoencoderTask(settings, objective)
     if isinstance(objective, Contrastive):
         return ContrastiveTask(settings, objective)
-    return ClassificationTask(settings, objective)
+    if isinstance(objective, Classification):
+        return ClassificationTask(settings, objective)
+    return DiffusionTask(settings, objective)
+
+
+def denoiser_data(settings: TaskSettings, objective: DenoiserObjective) -> DiffusionData | PairData:
+    """The records, or the preference pairs, and how they are used."""
+    if settings.mix is None:
+        raise ConfigError("captions: a denoiser needs captions to train on, for example {alt: 1}.")
+    data = diffusion_data(settings, settings.mix)
+    if objective.needs == "captioned_images":
+        return data
+    return PairData.of(settings.pairs, settings.mix, data, settings.batch_size)
 
 
 def diffusion_data(settings: TaskSettings, mix: CaptionMix) -> DiffusionData:

@@ -1,0 +1,28 @@
+"""Fine-tuning on the chosen images: the baseline that every preference method has to beat."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from t2i.config import FrozenModel
+from t2i.objectives.base import Denoiser, LossOutput
+from t2i.objectives.denoising import Denoising
+from t2i.objectives.pairs import PairBatch
+
+if TYPE_CHECKING:
+    from t2i.noise import NoiseProcess
+
+
+class ChosenDenoising(FrozenModel):
+    """The ordinary denoising loss on the chosen image of each pair; the rejected one is not looked at."""
+
+    needs: ClassVar[str] = "preference_pairs"
+    needs_reference: ClassVar[bool] = False
+
+    type: Literal["chosen_denoising"] = "chosen_denoising"
+    denoising: Denoising = Denoising()
+    """The loss."""
+
+    def __call__(self, denoiser: Denoiser, noise: NoiseProcess, batch: PairBatch) -> LossOutput:
+        """Per-pair loss of one batch."""
+        return self.denoising(denoiser, noise, batch.of_chosen())
