@@ -29,7 +29,7 @@ from t2i.randomness import deterministic_kernels
 STEPS, RESUME_AT, WARM = 20, 10, 3
 COMPARED = ("sdxl", "sd1", "pixart")
 """Families whose loop is compared with one written by hand."""
-COMPILED = ("sdxl", "flux")
+COMPILED = ("sdxl",)
 """Families for which torch.compile is tried: it takes as long as everything else together."""
 Facts = dict[str, Any]
 
