@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -78,7 +79,8 @@ class _Worker:
         script = str(Path(__file__).with_name("gpu_family.py"))
         command = [sys.executable, script, name, device, size]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True)
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environment)
         self.lines: Queue[str | None] = Queue()
         threading.Thread(target=self._read, daemon=True).start()
 

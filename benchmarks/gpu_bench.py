@@ -25,8 +25,8 @@ from t2i.training.tasks import DiffusionTask, TaskSettings
 BATCH = {"sd1": 16, "sdxl": 4, "pixart": 4, "sd3": 2, "flux": 1}
 CHECKPOINTED = ("flux",)
 """Families whose activations do not fit beside the model: gradient checkpointing is on from the start."""
-TOLERANCE = 0.02
-"""Largest relative L2 difference, in bf16, of the gradient of a variant from that of the plain run."""
+TOLERANCE = 0.05
+"""Largest relative L2 difference of a variant's gradient or prediction from the plain one's, both computed in bf16."""
 OPTIMIZER = OptimizerSettings(learning_rate=1e-4)
 RANK = 16
 SEED = 11
