@@ -31,8 +31,9 @@ class ChatEndpoint:
 
     url: up to and with the version, such as "http://localhost:8000/v1"; model: its name there; key_env: environment
     variable that holds the key, or None for a server without one (the key itself is never kept, printed or written);
-    timeout_s: of one request; attempts: requests per question, for answers 408, 409, 429 and 5xx and broken
-    connections; backoff_s: first pause, doubled each time, unless the server says how long; parallel: requests at once.
+    timeout_s: of one request; attempts: requests per question, for answers 408, 409, 429 and 5xx, broken
+    connections and answers that are no chat completion; backoff_s: first pause, doubled each time, unless the server
+    says how long; parallel: requests at once.
     """
 
     def __init__(
@@ -105,11 +106,15 @@ class ChatEndpoint:
                 if error.code not in _RETRIED:
                     raise ModelError(f"{self.url}: refused ({reason}); check url, model and key.") from None
                 wait_s = _retry_after(error.headers, wait_s)
-            except (OSError, HTTPException) as error:
+            except (OSError, HTTPException, _NoCompletionError) as error:
                 reason = str(error) or type(error).__name__
             if attempt < self._attempts:
                 time.sleep(min(wait_s, _LONGEST_WAIT_S))
         raise ModelError(f"{self.url}: no answer in {self._attempts} attempts ({reason}).")
+
+
+class _NoCompletionError(ModelError):
+    """An answer that is none; servers under load send such, so it is asked for again."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -152,9 +157,9 @@ def _first_choice(data: bytes, url: str) -> dict[str, object]:
     try:
         choice = json.loads(data)["choices"][0]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ModelError(f"{url}: not a chat completion ({type(error).__name__}); expected choices.") from error
+        raise _NoCompletionError(f"{url}: not a chat completion ({type(error).__name__}); expected choices.") from error
     if not isinstance(choice, dict):
-        raise ModelError(f"{url}: not a chat completion; a choice is {type(choice).__name__}.")
+        raise _NoCompletionError(f"{url}: not a chat completion; a choice is {type(choice).__name__}.")
     return choice
 
 

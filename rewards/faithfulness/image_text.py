@@ -15,7 +15,15 @@ from rewards.devices import full_precision, runtime_facts
 from rewards.errors import InputError, ModelError
 from rewards.faithfulness.backends import YesNo
 from rewards.faithfulness.cards import UNTOLD, BackendCard
-from rewards.faithfulness.loading import checkpoint_hash, load_model, load_processor, single_token, to_device
+from rewards.faithfulness.loading import (
+    as_text,
+    checkpoint_hash,
+    load_model,
+    load_processor,
+    own_marks,
+    single_token,
+    to_device,
+)
 
 ANSWER_INSTRUCTION = "Answer with one word or a short phrase."
 YES_NO_INSTRUCTION = "Please answer Yes or No."
@@ -104,7 +112,7 @@ class ImageTextVqa:
         conversations = [
             [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
             for image, text in zip(
-                images, (f"{self._as_text(one)} {instruction}".strip() for one in questions), strict=True
+                images, (f"{as_text(one, self._marks)} {instruction}".strip() for one in questions), strict=True
             )
         ]
         inputs = self._processor.apply_chat_template(
@@ -121,15 +129,6 @@ class ImageTextVqa:
         if length > limit:
             raise InputError(f"{self.model_id}: a question and its image take {length} tokens of at most {limit}.")
         return to_device(inputs, self._model.device, self._model.dtype)
-
-    def _as_text(self, question: str) -> str:
-        """The question with each of the model's own marks in it broken: "<image>" is text there, no second image.
-
-        The processors' own `sanitize_control_tokens` fails in Idefics and SmolVLM (transformers 5.23).
-        """
-        for mark in self._marks:
-            question = question.replace(mark, f"{mark[0]} {mark[1:]}")
-        return question
 
     @property
     def _context(self) -> int:
@@ -152,9 +151,7 @@ class ImageTextVqa:
 
     @cached_property
     def _marks(self) -> list[str]:
-        """Longest first, since one may begin another."""
-        added = self._processor.tokenizer.added_tokens_decoder.values()
-        return sorted((token.content for token in added if token.special), key=len, reverse=True)
+        return own_marks(self._processor.tokenizer)
 
     @cached_property
     def _yes_no_tokens(self) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,22 @@ def single_token(tokenizer: Any, word: str, model_id: str) -> int:
     if len(shown) != 1 or shown[0] == tokenizer.unk_token_id:
         raise ModelError(f"{model_id}: {word!r} is {len(shown)} known tokens; its probability needs exactly one.")
     return int(shown[0])
+
+
+def own_marks(tokenizer: Any) -> list[str]:
+    """A model's special tokens as they are written, longest first, since one may begin another."""
+    added = tokenizer.added_tokens_decoder.values()
+    return sorted((token.content for token in added if token.special), key=len, reverse=True)
+
+
+def as_text(text: str, marks: Sequence[str]) -> str:
+    """A text with each of the model's own marks in it broken: "<image>" is text there, no second image.
+
+    The processors' own `sanitize_control_tokens` fails in Idefics and SmolVLM (transformers 5.23).
+    """
+    for mark in marks:
+        text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+    return text
 
 
 def to_device(inputs: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
