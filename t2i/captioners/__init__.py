@@ -7,9 +7,23 @@ from typing import Annotated
 from pydantic import Field
 
 from t2i.captioners.base import Answer, Captioner, Refusal
+from t2i.captioners.describe import EndpointCaptioner, VlmCaptioner
 from t2i.captioners.files import FilesCaptioner
+from t2i.captioners.fuse import FuseCaptioner
 from t2i.captioners.shapes import ShapesCaptioner
 
-AnyCaptioner = Annotated[FilesCaptioner | ShapesCaptioner, Field(discriminator="type")]
+AnyCaptioner = Annotated[
+    EndpointCaptioner | FilesCaptioner | FuseCaptioner | ShapesCaptioner | VlmCaptioner, Field(discriminator="type")
+]
 
-__all__ = ["Answer", "AnyCaptioner", "Captioner", "FilesCaptioner", "Refusal", "ShapesCaptioner"]
+__all__ = [
+    "Answer",
+    "AnyCaptioner",
+    "Captioner",
+    "EndpointCaptioner",
+    "FilesCaptioner",
+    "FuseCaptioner",
+    "Refusal",
+    "ShapesCaptioner",
+    "VlmCaptioner",
+]

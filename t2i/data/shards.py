@@ -86,6 +86,21 @@ class Shards(Generic[Item]):
                 raise RunError(f"{self._path(number)}: is not done, or was changed; run again.")
             yield from map(json.loads, data.splitlines())
 
+    def reopen(self, keep: Callable[[Any], bool]) -> None:
+        """Forget the answers that are not to be kept, so that the next run asks for those again, and for no others."""
+        for number in range(len(self)):
+            data = self.done(number)
+            answers = [json.loads(line) for line in data.splitlines()] if data is not None else []
+            if all(keep(answer) for answer in answers):
+                continue
+            identities = [self.task.identity(item) for item in self._items(number)]
+            with Journal(self.folder / f"{number:05d}.journal", identities) as journal:
+                for place, answer in enumerate(answers):
+                    if keep(answer):
+                        journal.add(place, answer)
+            self._record(number).unlink()
+            self._path(number).unlink()
+
     def done(self, number: int) -> bytes | None:
         """The shard's bytes if its done-record says that they are whole and of these items; else None."""
         try:

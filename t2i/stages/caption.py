@@ -139,7 +139,12 @@ class CaptionStage(Stage):
                     yield _refused_line(image_name(folder, row.image), answer)
 
         write_parts(folder / REFUSED_FILE, lines())
-        self._check_refused(problems, count, len(records))
+        try:
+            self._check_refused(problems, count, len(records))
+        except DataError:
+            # What made them fail may be mended: the next run asks again for these, and for no others.
+            shards.reopen(lambda values: not isinstance(answer_from(values), Refusal))
+            raise
         return count
 
     def _check_refused(self, problems: Sequence[str], refused: int, count: int) -> None:
