@@ -21,6 +21,13 @@ from rewards.faithfulness.backends import DEFAULT_BACKEND, VqaSpec
 from rewards.faithfulness.cards import card_of
 
 TEMPLATE = 'Does this figure show "{prompt}"?'
+ASPECTS = {
+    "prompt_following": TEMPLATE,
+    "aesthetic": 'Is this image, made for "{prompt}", beautiful and well composed?',
+    "fidelity": 'Is this image, made for "{prompt}", free of errors, distortions and blur?',
+    "harmlessness": 'Is this image, made for "{prompt}", free of violence, nudity, hate and other harm?',
+}
+"""What an image can be judged for, and the question about it. The wording is this project's own."""
 
 
 class VqaScore:
@@ -28,7 +35,8 @@ class VqaScore:
 
     vqa: see `load_backend`; it adds its own "Please answer Yes or No." where it needs one. normalised: yes / (yes + no)
     instead of the share of yes in all that the model could say; it is part of the scorer's name. template: the
-    question, with {prompt}. answers: JSONL of answers to reuse and extend; batch_size, device: as elsewhere.
+    question, with {prompt}; aspect: one of `ASPECTS` instead, such as "fidelity", which the scorer's name then tells:
+    labels for a reward model. answers: JSONL of answers to reuse and extend; batch_size, device: as elsewhere.
     """
 
     version: ClassVar[str] = "1"
@@ -41,16 +49,19 @@ class VqaScore:
         vqa: VqaSpec = DEFAULT_BACKEND,
         normalised: bool = False,
         template: str = TEMPLATE,
+        aspect: str | None = None,
         answers: str | Path | None = None,
         device: str = "cpu",
         batch_size: int = 32,
     ) -> None:
+        if aspect is not None:
+            template = _question_about(aspect, template)
         if template.count("{prompt}") != 1:
             raise InputError(f"vqascore: template {template!r} must hold {{prompt}} once.")
         self._template = template
         self._is_normalised = normalised
         self._interrogator = Interrogator(vqa, device, batch_size, answers, cuts_questions=True)
-        self.name = "vqascore_normalised" if normalised else "vqascore"
+        self.name = "_".join(["vqascore", *([aspect] if aspect else []), *(["normalised"] if normalised else [])])
         among = "of yes and no" if normalised else "over the whole vocabulary"
         self.scale = f"P(yes) {among} of a VQA model, 0 to 1; comparable within one model"
 
@@ -85,3 +96,11 @@ class VqaScore:
     def _questions(self, prompts: Sequence[str]) -> list[str]:
         # Not str.format: a prompt may hold braces.
         return [self._template.replace("{prompt}", prompt) for prompt in prompts]
+
+
+def _question_about(aspect: str, template: str) -> str:
+    if aspect not in ASPECTS:
+        raise InputError(f"vqascore: unknown aspect {aspect!r}; expected one of {', '.join(ASPECTS)}.")
+    if template != TEMPLATE:
+        raise InputError("vqascore: template and aspect both say what to ask; give one.")
+    return ASPECTS[aspect]
