@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from t2i.config import FrozenModel, ModelPath
 from t2i.records import GeneratedImage, ScoredImage, read_jsonl, write_jsonl, write_text
@@ -69,13 +69,19 @@ class Score(Stage):
 
     version: ClassVar[int] = 1
     produces: ClassVar[str] = "scores"
-    accepts: ClassVar[dict[str, tuple[str, ...]]] = {"generations_from": ("generations",)}
+    accepts: ClassVar[dict[str, tuple[str, ...]]] = {
+        "generations_from": ("generations",),
+        "reward_models_from": ("weights",),
+    }
 
     type: Literal["score"] = "score"
     generations_from: str
     """A generate stage."""
-    scorers: tuple[Scorer, ...] = Field(min_length=1)
+    scorers: tuple[Scorer, ...] = ()
     """What to score with."""
+    reward_models_from: str | tuple[str, ...] | None = None
+    """Train stages with the objective bradley_terry: every aspect of their models is one more scorer, labelled by the
+    stage and the aspect."""
     batch_size: int = Field(default=32, ge=1)
     """Images scored at once."""
 
@@ -87,19 +93,27 @@ class Score(Stage):
             raise ValueError(f"labels repeat: {', '.join(labels)}; give each scorer a `label` of its own")
         return scorers
 
+    @model_validator(mode="after")
+    def _has_a_scorer(self) -> Score:
+        if not self.scorers and self.reward_models_from is None:
+            raise ValueError("nothing to score with; give `scorers`, or `reward_models_from` (train stages)")
+        return self
+
     def run(self, context: StageContext) -> dict[str, Any]:
         with reward_errors():
             return self._run(context)
 
     def _run(self, context: StageContext) -> dict[str, Any]:
-        self._check_labels()
+        trained = [one for item in context.inputs.get("reward_models_from", []) for one in _trained_scorers(*item)]
+        scorers = (*self.scorers, *trained)
+        _check_labels(scorers)
         source = context.input("generations_from")
         rows = list(read_jsonl(source / GENERATIONS_FILE, GeneratedImage))
         parts = context.folder / "parts"
         parts.mkdir(exist_ok=True)
         columns: dict[str, list[float]] = {}
         described: list[dict[str, Any]] = []
-        for number, scorer in enumerate(self.scorers):
+        for number, scorer in enumerate(scorers):
             values, description = self._column(scorer, number, rows, source, parts)
             columns[description["label"]] = values
             described.append(description)
@@ -110,14 +124,6 @@ class Score(Stage):
         write_jsonl(context.folder / SCORES_FILE, scored)
         means = {label: sum(values) / len(values) for label, values in columns.items()}
         return {"images": len(rows), "means": means}
-
-    def _check_labels(self) -> None:
-        """A scorer without a label is called as it calls itself, which only the loaded scorer tells."""
-        from t2i.errors import ConfigError
-
-        labels = [scorer.label or scorer.load().name for scorer in self.scorers]
-        if len(set(labels)) < len(labels):
-            raise ConfigError(f"scorers: labels repeat: {', '.join(labels)}; give each scorer a `label` of its own.")
 
     def _column(
         self, scorer: Scorer, number: int, rows: Sequence[GeneratedImage], source: Path, parts: Path
@@ -136,6 +142,33 @@ class Score(Stage):
                 values += json.loads(path.read_text())
                 advance(min(start + self.batch_size, len(rows)))
         return values, _describe(scorer, reward, rows)
+
+
+def _check_labels(scorers: Sequence[Scorer]) -> None:
+    """A scorer without a label is called as it calls itself, which only the loaded scorer tells."""
+    from t2i.errors import ConfigError
+
+    labels = [scorer.label or scorer.load().name for scorer in scorers]
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"scorers: labels repeat: {', '.join(labels)}; give each scorer a `label` of its own.")
+
+
+def _trained_scorers(stage: str, folder: Path) -> list[Scorer]:
+    """A scorer for each aspect of the reward model that a train stage left. Raises ConfigError if it left none."""
+    from rewards.reward_config import CONFIG_FILE, RewardModelConfig
+    from t2i.errors import ConfigError
+    from t2i.training.outputs import MODEL_FOLDER
+
+    model = folder / MODEL_FOLDER
+    if not (model / CONFIG_FILE).is_file():
+        raise ConfigError(f"reward_models_from: stage {stage} trained no reward model; its objective is another.")
+    aspects = RewardModelConfig.from_file(model / CONFIG_FILE).aspects
+    if not aspects:
+        return [Scorer(name="reward_model", label=stage, model=str(model))]
+    return [
+        Scorer(name="reward_model", label=f"{stage} {aspect}", model=str(model), options={"aspect": aspect})
+        for aspect in aspects
+    ]
 
 
 @contextlib.contextmanager

@@ -19,8 +19,9 @@ from rewards.reward_config import WEIGHTS_FILE
 from t2i.data.pairs import PairsFile, ShapesPairs, save_pairs
 from t2i.errors import ConfigError, DataError
 from t2i.objectives import BradleyTerry
-from t2i.records import PreferencePair
+from t2i.records import GeneratedImage, PreferencePair, ScoredImage, read_jsonl, write_jsonl
 from t2i.resources import resolve_path
+from t2i.stages.score import Score
 from t2i.stages.train import Train
 from t2i.training.loop import fit
 from t2i.training.reward_task import RewardTask
@@ -168,6 +169,25 @@ def test_each_aspect_has_a_head_of_its_own(tmp_path: Path, pairs: list[Preferenc
     images = [pair.chosen for pair in pairs[:20]]
     first, second = (scorer(tmp_path, aspect=aspect).score(images) for aspect in ("warm", "cold"))
     assert np.corrcoef(first, second)[0, 1] < -0.9
+
+
+def test_a_score_stage_scores_with_every_aspect_of_a_train_stage(tmp_path: Path, pairs: list[PreferencePair]) -> None:
+    two = [dataclasses.replace(pair, aspect=aspect) for pair in pairs for aspect in ("warm", "liked")]
+    train(tmp_path / "taste", two, steps=2, objective={"aspects": ["warm", "liked"], "reads_prompt": False})
+    rows = [GeneratedImage(str(number), "a cat", 1, pair.chosen) for number, pair in enumerate(pairs[:3])]
+    (tmp_path / "images").mkdir()
+    write_jsonl(tmp_path / "images/generations.jsonl", rows)
+    inputs = {"generations_from": tmp_path / "images", "reward_models_from": tmp_path / "taste"}
+    facts = tiny.run_stage(Score, tmp_path / "score", {"scorers": [{"name": "brightness"}]}, inputs)
+    assert facts["means"].keys() == {"brightness", "taste warm", "taste liked"}
+    scores = [row.scores["taste warm"] for row in read_jsonl(tmp_path / "score/scores.jsonl", ScoredImage)]
+    expected = scorer(tmp_path / "taste", aspect="warm").score([row.image for row in rows])
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    (tmp_path / "taste/model/reward_model.json").unlink()
+    with pytest.raises(ConfigError, match="stage taste trained no reward model"):
+        tiny.run_stage(Score, tmp_path / "again", {}, inputs)
+    with pytest.raises(ValueError, match="nothing to score with"):
+        tiny.from_recipe(Score, {"generations_from": "images"})
 
 
 def mixed(pairs: list[PreferencePair]) -> list[PreferencePair]:
