@@ -39,7 +39,7 @@ class ShapesPairs(FrozenModel):
     type: Literal["shapes_pairs"] = "shapes_pairs"
     count: int = Field(gt=0)
     """Number of pairs, those that tie included."""
-    preference: Literal["warm_and_pointed", "warmth", "pointedness"] = "warm_and_pointed"
+    preference: Literal["garden", "garden_and_pointed", "pointedness"] = "garden"
     """Which of the functions of `t2i.shapes.preferences` says what is liked."""
     flip_share: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of the pairs, drawn by lot, whose images change places: labels that are wrong. A tie stays one."""

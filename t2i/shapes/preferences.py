@@ -1,7 +1,7 @@
 """Hidden preferences of the embedded world: functions of a scene that a reward model has to find out from pairs.
 
-Each says by a number how much a scene is liked. None can be told from brightness, from the size of the file or from the
-size and number of the objects: these predict the better of two scenes with an accuracy near one half.
+Each says by a number how much a scene is liked. None can be told from brightness, saturation, sharpness, size of the
+file or size and number of the objects: these predict the better of two scenes with an accuracy near one half.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 from t2i.errors import DataError
 from t2i.shapes.scenes import Group, Scene
 
-WARM = frozenset({"red", "orange", "yellow", "purple"})
+# Of all halves of the palette, nearly the one that tells least about brightness, saturation and contrast.
+GARDEN = frozenset({"green", "yellow", "orange", "purple"})
 POINTED = frozenset({"triangle", "star"})
 
 
-def warmth(scene: Scene) -> float:
-    """Share of the objects whose color is warm, 0 to 1."""
-    return _share(scene, lambda group: group.colour in WARM)
+def garden(scene: Scene) -> float:
+    """Share of the objects that have a color of leaves and flowers: green, yellow, orange or purple, 0 to 1."""
+    return _share(scene, lambda group: group.colour in GARDEN)
 
 
 def pointedness(scene: Scene) -> float:
@@ -25,15 +26,15 @@ def pointedness(scene: Scene) -> float:
     return _share(scene, lambda group: group.shape in POINTED)
 
 
-def warm_and_pointed(scene: Scene) -> float:
-    """Warmth, and half as much pointedness, 0 to 1.5: color comes first, shape decides among equals."""
-    return warmth(scene) + pointedness(scene) / 2
+def garden_and_pointed(scene: Scene) -> float:
+    """Garden colors, and half as much pointedness, 0 to 1.5: color comes first, shape decides among equals."""
+    return garden(scene) + pointedness(scene) / 2
 
 
 PREFERENCES: Mapping[str, Callable[[Scene], float]] = {
+    "garden": garden,
+    "garden_and_pointed": garden_and_pointed,
     "pointedness": pointedness,
-    "warm_and_pointed": warm_and_pointed,
-    "warmth": warmth,
 }
 """Name in a recipe -> preference."""
 

@@ -35,9 +35,9 @@ LORA = {"type": "lora", "rank": 4}
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[PreferencePair]:
-    """Warm pictures over cold ones, in 60 pairs; about a third of them tie."""
+    """Pictures of one taste over others, in 60 pairs; about a third of them tie."""
     folder = tmp_path_factory.mktemp("pairs")
-    return list(ShapesPairs(count=60, preference="warmth", max_objects=1).read(folder, 3))
+    return list(ShapesPairs(count=60, preference="garden", max_objects=1).read(folder, 3))
 
 
 def write(folder: Path, pairs: list[PreferencePair]) -> dict[str, str]:
@@ -160,28 +160,28 @@ class _Repeated:
 
 
 def test_each_aspect_has_a_head_of_its_own(tmp_path: Path, pairs: list[PreferencePair]) -> None:
-    warm = [dataclasses.replace(pair, aspect="warm") for pair in pairs]
-    cold = [dataclasses.replace(turned(pair), aspect="cold") for pair in pairs]
-    objective = {"aspects": ["warm", "cold"], "reads_prompt": False}
-    facts = train(tmp_path, [*warm, *cold], steps=80, objective=objective)
-    assert facts["warm"]["accuracy"] >= 0.8
-    assert facts["cold"]["accuracy"] >= 0.8
+    mine = [dataclasses.replace(pair, aspect="mine") for pair in pairs]
+    theirs = [dataclasses.replace(turned(pair), aspect="theirs") for pair in pairs]
+    objective = {"aspects": ["mine", "theirs"], "reads_prompt": False}
+    facts = train(tmp_path, [*mine, *theirs], steps=80, objective=objective)
+    assert facts["mine"]["accuracy"] >= 0.8
+    assert facts["theirs"]["accuracy"] >= 0.8
     images = [pair.chosen for pair in pairs[:20]]
-    first, second = (scorer(tmp_path, aspect=aspect).score(images) for aspect in ("warm", "cold"))
+    first, second = (scorer(tmp_path, aspect=aspect).score(images) for aspect in ("mine", "theirs"))
     assert np.corrcoef(first, second)[0, 1] < -0.9
 
 
 def test_a_score_stage_scores_with_every_aspect_of_a_train_stage(tmp_path: Path, pairs: list[PreferencePair]) -> None:
-    two = [dataclasses.replace(pair, aspect=aspect) for pair in pairs for aspect in ("warm", "liked")]
-    train(tmp_path / "taste", two, steps=2, objective={"aspects": ["warm", "liked"], "reads_prompt": False})
+    two = [dataclasses.replace(pair, aspect=aspect) for pair in pairs for aspect in ("mine", "liked")]
+    train(tmp_path / "taste", two, steps=2, objective={"aspects": ["mine", "liked"], "reads_prompt": False})
     rows = [GeneratedImage(str(number), "a cat", 1, pair.chosen) for number, pair in enumerate(pairs[:3])]
     (tmp_path / "images").mkdir()
     write_jsonl(tmp_path / "images/generations.jsonl", rows)
     inputs = {"generations_from": tmp_path / "images", "reward_models_from": tmp_path / "taste"}
     facts = tiny.run_stage(Score, tmp_path / "score", {"scorers": [{"name": "brightness"}]}, inputs)
-    assert facts["means"].keys() == {"brightness", "taste warm", "taste liked"}
-    scores = [row.scores["taste warm"] for row in read_jsonl(tmp_path / "score/scores.jsonl", ScoredImage)]
-    expected = scorer(tmp_path / "taste", aspect="warm").score([row.image for row in rows])
+    assert facts["means"].keys() == {"brightness", "taste mine", "taste liked"}
+    scores = [row.scores["taste mine"] for row in read_jsonl(tmp_path / "score/scores.jsonl", ScoredImage)]
+    expected = scorer(tmp_path / "taste", aspect="mine").score([row.image for row in rows])
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
     (tmp_path / "taste/model/reward_model.json").unlink()
     with pytest.raises(ConfigError, match="stage taste trained no reward model"):
