@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import correlations
 from machine import describe
 
 from t2i.engine import run
@@ -33,6 +34,7 @@ def main() -> None:
             comparison = next(item.folder for item in stages if item.stage.type == "compare") / "comparison.json"
             rows = table(json.loads(comparison.read_text()))
             parts.append(f"`recipes/{name}.yaml`, {minutes:.1f} minutes:\n\n{rows}")
+        parts.append(f"Scorers against the judge of the shapes world:\n\n{correlations.measure(Path(root))}")
     text = "\n\n".join([*parts, f"Measured with `make claims`: {describe()}."])
     print(text)
     if "--write" in sys.argv:

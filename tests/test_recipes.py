@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
+import rewards
 from t2i.engine import PlannedStage, plan, run
 from t2i.recipe import Recipe
 from t2i.resources import resolve_path
@@ -192,3 +193,17 @@ def test_quickstart_ends_in_a_comparison_and_a_report(tmp_path: Path) -> None:
     assert all(row["prompts"] == 6 for row in comparison["overall"])
     assert "</html>" in (stages["report"].folder / "report.html").read_text()
     assert (stages["export"].folder / "quickstart.diffusers.safetensors").stat().st_size > 10_000
+
+
+def test_reward_model_ends_in_a_scorer_and_its_figures(tmp_path: Path) -> None:
+    path = REPOSITORY / "recipes/reward_model.yaml"
+    require_resources(path)
+    counts = ("train.pairs.count=24", "train.held_out_pairs.count=12")
+    stages = run_small(path, tmp_path, *counts, "train.loop.steps=2", "train.loop.batch_size=8")
+    folder = stages["train"].folder
+    found = json.loads((folder / "evaluation.json").read_text())["held_out"]
+    assert 0 <= found["low"] <= found["accuracy"] <= found["high"] <= 1
+    scorer = rewards.load({"name": "reward_model", "model": str(folder / "model")})
+    images = sorted((folder / "held_out_pairs/images").iterdir())
+    assert len(images) == 24
+    assert np.ptp(scorer.score(images)) > 0
