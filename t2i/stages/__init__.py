@@ -9,6 +9,7 @@ from t2i.stages.dataset import DatasetStage
 from t2i.stages.export import Export
 from t2i.stages.filter import Filter
 from t2i.stages.generate import Generate
+from t2i.stages.pair import Pair
 from t2i.stages.report import ReportStage
 from t2i.stages.score import Score
 from t2i.stages.train import Train
@@ -20,6 +21,7 @@ STAGE_TYPES: dict[str, type[Stage]] = {
     "export": Export,
     "filter": Filter,
     "generate": Generate,
+    "pair": Pair,
     "report": ReportStage,
     "score": Score,
     "train": Train,
