@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from typing import Any, Literal
 from pydantic import JsonValue
 from rich.console import Console
 
+from t2i import processes
 from t2i.changes import describe_change
 from t2i.config import PathMark, output_fields
 from t2i.document import Key
@@ -141,13 +143,16 @@ def _kind(config: JsonObject) -> tuple[JsonValue, JsonValue]:
 def run(recipe: Recipe, root: Path, console: Console | None = None) -> list[PlannedStage]:
     """Run what is not finished, in order; return what was planned. Finished stages are kept whatever happens later.
 
-    Every stage that is to run is checked before the first one runs. Raises RunError if another run holds the folder or
+    Every stage that is to run is checked before the first one runs. With several processes, all must call this; see
+    `t2i.processes`. Raises RunError if another run holds the folder or
     the disk gives out, and what a stage raises.
     """
-    screen = console or Console()
-    with RunDirectory(root, recipe.name) as directory:
+    processes.check_launch()
+    screen = console or Console(quiet=not processes.is_first())
+    directory = RunDirectory(root, recipe.name)
+    with ExitStack() as held:
         hashes = ContentHashes(root / HASHES)
-        planned = _plan(recipe, directory, hashes)
+        planned = processes.first(lambda: _plan(recipe, held.enter_context(directory), hashes))
         commit = git_commit(recipe.path.parent) if recipe.path else None
         for item in planned:
             if item.status != "skip":
@@ -159,7 +164,9 @@ def run(recipe: Recipe, root: Path, console: Console | None = None) -> list[Plan
                 _say(screen, f"[{number}/{len(planned)}] {item.name}: done in {seconds:.1f} s -> {item.folder}")
                 for line in facts.get("summary", ()):
                     _say(screen, f"  {line}")
-        hashes.save()
+        if processes.is_first():
+            hashes.save()
+    processes.leave()
     return planned
 
 
@@ -173,9 +180,12 @@ def _run_stage(
     """Run one stage into its folder and mark it done; returns seconds and the stage's facts."""
     started, clock = now_utc(), time.perf_counter()
     try:
-        directory.begin(item.folder, item.config)
-        facts = item.stage.run(StageContext(item.folder, item.inputs, item.seed, recipe.name))
-        _check_unchanged(item, hashes)
+        processes.first(lambda: directory.begin(item.folder, item.config))
+        processes.check_shared(item.folder)
+        context = StageContext(item.folder, item.inputs, item.seed, recipe.name)
+        in_all = item.stage.in_all_processes
+        facts = item.stage.run(context) if in_all else processes.first(lambda: item.stage.run(context))
+        processes.first(lambda: _check_unchanged(item, hashes))
         seconds = time.perf_counter() - clock
         provenance: JsonObject = {
             "started": started,
@@ -188,7 +198,9 @@ def _run_stage(
             "git": commit,
             **environment(),
         }
-        directory.finish(item.folder, fingerprint=item.fingerprint, facts=facts, provenance=provenance)
+        processes.first(
+            lambda: directory.finish(item.folder, fingerprint=item.fingerprint, facts=facts, provenance=provenance)
+        )
     except Exception as error:
         on_disk = disk_error(error, item.folder)
         if on_disk is None:

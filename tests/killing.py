@@ -34,6 +34,7 @@ from t2i.errors import RunError
 from t2i.randomness import generator
 from t2i.recipe import Recipe
 from t2i.rundir import CONFIG, DONE, PROVENANCE, RunDirectory, damage, read_done, read_json
+from t2i.training.outputs import OUTCOME_FILE
 
 TELL_TIMES = (PROVENANCE, "report.html")
 """Files that say how long something took; no two runs agree on them."""
@@ -309,12 +310,20 @@ def content(path: Path) -> object:
     if path.name == DONE:
         done = read_done(path.parent)
         # Sizes are compared through the files themselves; times make some of them vary.
-        return done and (done.facts, sorted(done.files))
+        return done and (untimed(done.facts), sorted(done.files))
+    if path.name == OUTCOME_FILE:
+        outcome = read_json(path) or {}
+        return outcome | {"facts": untimed(outcome["facts"])}
     if path.name == "metrics.jsonl":
         rates = ("images_per_second", "data_wait_share")
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         return [{name: value for name, value in row.items() if name not in rates} for row in rows]
     return path.read_bytes()
+
+
+def untimed(facts: Any) -> dict[str, object]:
+    """Facts of a stage without what was measured."""
+    return {name: value for name, value in facts.items() if name != "measured"}
 
 
 def differences(found: Mapping[str, dict[str, object]], whole: Mapping[str, dict[str, object]]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from pydantic import JsonValue
 
+from t2i import processes
 from t2i.data.buckets import BucketPlan, plan_buckets, square_plan
 from t2i.data.captions import CaptionMix
 from t2i.data.encode import Framing, encode_latents, encode_texts
@@ -72,7 +73,7 @@ class DiffusionData:
 
     def encode(self, family: ModelFamily, plan: BucketPlan, folder: Path) -> LatentExamples:
         """Encode what the cache lacks, and write which images are dropped or enlarged into `folder`."""
-        if plan.misfits:
+        if plan.misfits and processes.is_first():
             lines = [json.dumps(asdict(misfit), ensure_ascii=False) + "\n" for misfit in plan.misfits]
             write_text(folder / UNFIT_FILE, "".join(lines))
         framing = Framing(self.records, plan, Views(self.views, self.seed, self.crops_by), self.masks, self.posterior)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from t2i import processes
 from t2i.data.buckets import BucketPlan
 from t2i.data.cache import RowCache, image_identity, key_array, row_key, text_identity
 from t2i.data.images import content_id, crop_to, open_image, to_pixels
@@ -87,11 +88,11 @@ def encode_latents(family: ModelFamily, framing: Framing, root: Path, *, batch_s
     cache = RowCache(root, "latents", image_identity(family, framing.posterior))
     first, keys = view_keys(framing)
     places = cache.locate(keys)
-    missing = _first_of_equal(keys, np.flatnonzero(places < 0))
+    # What one process finds here depends on how far the others are; the work that is shared must be the same in all.
+    missing = processes.first(lambda: _first_of_equal(keys, np.flatnonzero(places < 0)))
     if len(missing):
         _encode_missing(family, framing, cache, (first, keys, missing), batch_size)
-        places = _all_located(cache, keys)
-    return LatentStore(cache, first, places)
+    return LatentStore(cache, first, places if (places >= 0).all() else _all_located(cache, keys))
 
 
 def _encode_missing(
@@ -145,17 +146,14 @@ def _chunks(items: np.ndarray, groups: np.ndarray, size: int) -> Iterator[np.nda
 
 def _own_share(chunks: Sequence[np.ndarray], label: str, total: int) -> Iterator[np.ndarray]:
     """This process's chunks, with a progress bar; ends when every process is through."""
-    from accelerate import PartialState
-
-    state = PartialState()
     done = 0
-    with progress_bar(label, 0, total, visible=state.is_main_process) as advance:
+    with progress_bar(label, 0, total, visible=processes.is_first()) as advance:
         for number, chunk in enumerate(chunks):
-            if number % state.num_processes == state.process_index:
+            if number % processes.count() == processes.rank():
                 yield chunk
             done += len(chunk)
             advance(done)
-    state.wait_for_everyone()
+    processes.wait()
 
 
 def _all_located(cache: RowCache, keys: np.ndarray) -> np.ndarray:
@@ -251,7 +249,7 @@ def encode_texts(family: ModelFamily, texts: Sequence[str], root: Path, *, batch
         joined_keys += row_key(text)
     keys = key_array(joined_keys)
     unique = _first_of_equal(keys, np.arange(len(keys)))
-    missing = unique[cache.locate(keys[unique]) < 0]
+    missing = processes.first(lambda: unique[cache.locate(keys[unique]) < 0])
     chunks = [missing[start : start + TEXT_SHARD_SIZE] for start in range(0, len(missing), TEXT_SHARD_SIZE)]
     for chunk in _own_share(chunks, "encoding captions", len(missing)):
         prompts = ["" if index == 0 else texts[int(index) - 1] for index in chunk]

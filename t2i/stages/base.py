@@ -63,6 +63,9 @@ class Stage(FrozenModel, ABC):
     shows_names: ClassVar[bool] = False
     """True if what is written contains the names of the stages it reads: renaming those then runs it again."""
 
+    in_all_processes: ClassVar[bool] = False
+    """True if every process of a run takes part; else the first one runs the stage and the others wait."""
+
     type: str
     name: str = ""
     """Label for references and folder names; the stage's type if empty."""

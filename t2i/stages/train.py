@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
+from t2i import processes
 from t2i.config import ModelPath
 from t2i.data.pairs import PAIRS_FILE, PairSource, iterate_pairs, save_pairs
 from t2i.data.settings import BucketSettings, CacheSettings, DatasetSettings, MaskSettings, ViewSettings
 from t2i.data.sources import RECORDS_FILE, ImageSource, ImageSources, save_records
+from t2i.errors import ConfigError
 from t2i.objectives import (
     AnyObjective,
     BradleyTerry,
@@ -54,6 +57,7 @@ class Train(Stage):
         "pairs_from": ("pairs",),
         "model_from": ("weights",),
     }
+    in_all_processes: ClassVar[bool] = True
 
     type: Literal["train"] = "train"
     model: ModelPath | None = None
@@ -220,20 +224,19 @@ class Train(Stage):
         return self.data if isinstance(self.data, tuple) else (self.data,)
 
     def run(self, context: StageContext) -> dict[str, Any]:
-        import shutil
-
         from t2i.randomness import deterministic_kernels
         from t2i.stages.score import reward_errors
         from t2i.training.outputs import read_outcome, write_outcome
 
-        facts = read_outcome(context.folder)
+        facts = processes.first(lambda: read_outcome(context.folder))
         if facts is None:
             with deterministic_kernels(), reward_errors():
                 facts = self._train(context)
+        if processes.is_first():
             write_outcome(context.folder, facts)
-        # A finished stage does not resume; its latents and optimizer states are the bulk of its size.
-        for name in WORKING_FOLDERS:
-            shutil.rmtree(context.folder / name, ignore_errors=True)
+            # A finished stage does not resume; its latents and optimizer states are the bulk of its size.
+            for name in WORKING_FOLDERS:
+                shutil.rmtree(context.folder / name, ignore_errors=True)
         return facts
 
     def _train(self, context: StageContext) -> dict[str, Any]:
@@ -243,8 +246,8 @@ class Train(Stage):
         from t2i.training.outputs import MODEL_FOLDER
         from t2i.training.tasks import build_task
 
-        if _couples_batch(self.objective):
-            self._refuse_processes()
+        if _couples_batch(self.objective) and processes.count() > 1:
+            raise ConfigError(f"objective: {self.objective.type} couples the whole batch, so it runs in one process.")
         model = str(context.input("model_from") / MODEL_FOLDER) if self.model_from else self.model or ""
         settings = self.task_settings(model, self._tables(context), context.seed, context.folder)
         settings = dataclasses.replace(settings, pairs=self._pairs(context), held_out_pairs=self._held_out(context))
@@ -254,13 +257,13 @@ class Train(Stage):
             task.examples,
             context.seed,
             self.loop.batch_size,
-            self.loop.micro_batch_size or self._share_of_batch(),
+            self.loop.micro_batch_size or max(1, self.loop.batch_size // processes.count()),
             self.loop.workers,
         )
         forget_peak_memory()
         result = fit(task.trainable, batches, self.loop, self.optimizer, context.folder, seed=context.seed)
         metadata = {"t2i_recipe": context.recipe_name, "t2i_steps": str(result.steps)}
-        facts = task.facts() | task.save(metadata) | {"steps": result.steps}
+        facts = processes.first(lambda: task.facts() | task.save(metadata) | {"steps": result.steps})
         if estimate is None:
             return facts
         steps = result.steps - result.resumed_from
@@ -271,12 +274,10 @@ class Train(Stage):
         """What training a denoiser will take, said before its weights are loaded; refuses what cannot be trained."""
         if not isinstance(self.objective, Denoising):
             return None
-        from accelerate import PartialState
-
         from t2i.training.inspection import estimate_before
 
-        processes = PartialState().num_processes
-        return estimate_before(settings, self.objective, self.loop, self.optimizer, processes=processes).facts()
+        count = processes.count()
+        return estimate_before(settings, self.objective, self.loop, self.optimizer, processes=count).facts()
 
     def _tables(self, context: StageContext) -> list[RecordTable]:
         """The rows of every source or stage; they stay on disk."""
@@ -284,36 +285,28 @@ class Train(Stage):
 
         if self.data_from is not None:
             return [RecordTable(folder / RECORDS_FILE) for _, folder in context.inputs["data_from"]]
-        tables = []
-        for number, source in enumerate(self._sources()):
-            # Sources may give images the same names; the first has the stage's folder to itself.
-            folder = context.folder / f"source-{number}" if number else context.folder
+        # Sources may give images the same names; the first has the stage's folder to itself.
+        numbers = range(len(self._sources()))
+        folders = [context.folder / f"source-{number}" if number else context.folder for number in numbers]
+        processes.first(lambda: self._write_records(folders, context.seed))
+        return [RecordTable(folder / RECORDS_FILE) for folder in folders]
+
+    def _write_records(self, folders: list[Path], seed: int) -> None:
+        for source, folder in zip(self._sources(), folders, strict=True):
             folder.mkdir(exist_ok=True)
-            tables.append(RecordTable(save_records(folder, source.read(folder, context.seed))))
-        return tables
+            save_records(folder, source.read(folder, seed))
 
     def _pairs(self, context: StageContext) -> list[PreferencePair]:
         """The pairs of the source or of every stage, with their images checked."""
-        if self.pairs is not None:
-            return _read_pairs(self.pairs, context, "pairs")
+        pairs = self.pairs
+        if pairs is not None:
+            return processes.first(lambda: _read_pairs(pairs, context, "pairs"))
         folders = [folder for _, folder in context.inputs.get("pairs_from", [])]
         return [pair for folder in folders for pair in iterate_pairs(folder / PAIRS_FILE)]
 
     def _held_out(self, context: StageContext) -> list[PreferencePair]:
-        return [] if self.held_out_pairs is None else _read_pairs(self.held_out_pairs, context, "held_out_pairs")
-
-    def _refuse_processes(self) -> None:
-        from accelerate import PartialState
-
-        from t2i.errors import ConfigError
-
-        if PartialState().num_processes > 1:
-            raise ConfigError(f"objective: {self.objective.type} couples the whole batch, so it runs in one process.")
-
-    def _share_of_batch(self) -> int:
-        from accelerate import PartialState
-
-        return max(1, self.loop.batch_size // PartialState().num_processes)
+        pairs = self.held_out_pairs
+        return [] if pairs is None else processes.first(lambda: _read_pairs(pairs, context, "held_out_pairs"))
 
     def task_settings(
         self, model: str, tables: Sequence[Sequence[CaptionedImage]], seed: int, folder: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -74,6 +75,15 @@ def read_newest(folder: Path) -> tuple[int, dict[str, dict[str, Tensor]]] | None
             f"{folder}: none of its {len(checkpoints)} checkpoints can be read; delete the folder to start again."
         )
     return None
+
+
+def weights_digest(named: dict[str, Tensor]) -> str:
+    """Hash of the names and the bits of tensors."""
+    digest = hashlib.blake2b()
+    for name, tensor in sorted(named.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def optimizer_tensors(optimizer: Optimizer, names: list[str]) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ from t2i import lora
 from t2i.errors import ConfigError, RunError
 from t2i.families.base import Conditioning, ModelFamily
 from t2i.objectives.base import DiffusionBatch, LossOutput
-from t2i.training.loop import Trainable
 from t2i.training.settings import FullSettings, LoraSettings
+from t2i.training.trainable import Trainable
 
 if TYPE_CHECKING:
     from t2i.objectives import DenoiserObjective
@@ -98,7 +98,12 @@ def diffusion_trainable(
         components = _unfreeze(family, settings.components)
         frozen = _frozen_copy(family, components) if objective.needs_reference else None
         module = DiffusionModule(family, objective, components, {}, frozen)
-        return Trainable(module, check=lambda batch: _check_first_batch(module, {}, batch)), components
+        trainable = Trainable(
+            module,
+            check=lambda batch: _check_first_batch(module, {}, batch),
+            has_unused=any(name in family.facts.text_encoders for name in components),
+        )
+        return trainable, components
     adapted = lora.inject(family, settings, seed)
     if objective.needs_reference:
         lora.check_restorable(adapted)
@@ -109,6 +114,8 @@ def diffusion_trainable(
         {f"components.{prefix}": rate for prefix, rate in own_rates.items()},
         lambda batch: _check_first_batch(module, adapted, batch),
         {".lora_B.": settings.b_learning_rate_ratio},
+        # Of an encoder whose last layer but one is read, the last is not.
+        has_unused=settings.text_encoder,
     )
     return trainable, adapted
 

@@ -11,13 +11,14 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from t2i import processes
 from t2i.errors import ConfigError, RunError, StoppedError
 from t2i.objectives.base import LossOutput
 from t2i.randomness import derive_key
@@ -26,12 +27,15 @@ from t2i.training.checkpoint import (
     optimizer_tensors,
     read_newest,
     restore_optimizer,
+    weights_digest,
     write_checkpoint,
 )
 from t2i.training.log import MetricsLog
 from t2i.training.optim import build_optimizer
 from t2i.training.settings import LoopSettings, OptimizerSettings, ema_decay_at, learning_rate_factor
 from t2i.training.stopping import StopRequest
+from t2i.training.trainable import Batch, BatchSource, Trainable
+from t2i.training.window import MetricsWindow
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,46 +43,6 @@ if TYPE_CHECKING:
 Probe = Callable[[int, Path], Literal["continue", "stop"]]
 """Called with (steps done, file of the trained weights) when such a checkpoint is there. It may be asked again about a
 checkpoint that a killed run was the last to write, and must answer the same."""
-
-_TIMES = "steps, seconds, seconds waited"
-"""Key of what a checkpoint between two lines of the log keeps beside the sums."""
-
-
-class Batch(Protocol):
-    """Any batch that can be moved to a device."""
-
-    def to(self, device: torch.device) -> Any:
-        """The same batch on a device."""
-        ...
-
-
-class BatchSource(Protocol):
-    """Where batches come from."""
-
-    def micro_batches(self, first_step: int, last_step: int, rank: int, world_size: int) -> Iterator[Batch]:
-        """All micro-batches of this process for steps first_step .. last_step - 1, in order."""
-        ...
-
-    def describe(self, step: int) -> str:
-        """The examples of a step, for error messages."""
-        ...
-
-
-@dataclass(frozen=True)
-class Trainable:
-    """What the loop trains. `module(batch)` gives a LossOutput; parameters that ask for a gradient are trained."""
-
-    module: nn.Module
-    learning_rates: dict[str, float] = field(default_factory=dict)
-    """Prefix of parameter names -> learning rate, where it is not the optimizer's."""
-    check: Callable[[Any], None] | None = None
-    """Looks at the first batch before step 0 and raises RunError if something is wrong."""
-    learning_rate_ratios: dict[str, float] = field(default_factory=dict)
-    """Part of a parameter's name -> factor on its learning rate."""
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Trained parameters by name."""
-        return {name: value for name, value in self.module.named_parameters() if value.requires_grad}
 
 
 @dataclass(frozen=True)
@@ -130,8 +94,9 @@ def _train(run: _Run, start: int) -> int:
             if checkpoint_due:
                 run.save(step)
                 going_on = run.probe_at(step)
-            if request.signal is not None:
-                run.stop(step, request.signal)
+            signalled = request.agreed(last=not going_on or step == last)
+            if signalled is not None:
+                run.stop(step, signalled)
     return step
 
 
@@ -155,7 +120,8 @@ class _Run:
         self.parameters = trainable.parameters()
         if not self.parameters:
             raise ConfigError("nothing to train: no parameter asks for a gradient.")
-        self.accelerator = _accelerator()
+        self._check_equal(0)  # before DDP gives the first process's weights to all
+        self.accelerator = _accelerator(trainable)
         self.micro_steps = micro_steps(settings, self.accelerator.num_processes)
         optimizer, self.names = build_optimizer(
             self.parameters, trainable.learning_rates, optimizer_settings, ratios=trainable.learning_rate_ratios
@@ -166,10 +132,7 @@ class _Run:
         self.ema = None if settings.ema_decay is None else {n: p.detach().clone() for n, p in self.parameters.items()}
         # First step whose loss or gradient was not finite; stays on the device until the next log.
         self.bad_step = torch.full((), -1, dtype=torch.long, device=self.device)
-        self.sums: dict[str, Tensor] = {}
-        self.summed_steps = 0
-        self.waited = 0.0
-        self.window_began = time.perf_counter()
+        self.window = MetricsWindow(self.device, settings.batch_size)
 
     def resume(self) -> int:
         """Restore the newest checkpoint; returns the number of steps done."""
@@ -180,9 +143,24 @@ class _Run:
             restore_optimizer(self.optimizer.optimizer, self.names, tensors["optimizer"])
             if self.ema is not None:
                 self._copy(tensors["ema"], self.ema)
-            self._restore_window(tensors.get("window", {}))
-        self.log_file = MetricsLog(self.metrics_path, resumed_step=step)
+            if "window" in tensors:
+                self.window.restore(tensors["window"], with_sums=processes.is_first())
+        self._check_equal(step)
+        if processes.is_first():
+            self.log_file = MetricsLog(self.metrics_path, resumed_step=step)
         return step
+
+    def _check_equal(self, step: int) -> None:
+        """Raise RunError unless the trained weights are the same in every process."""
+        if processes.count() == 1:
+            return
+        digests = processes.gather(f"step {step}: {weights_digest(self._detached())}")
+        strangers = [number for number, digest in enumerate(digests) if digest != digests[0]]
+        if strangers:
+            raise RunError(
+                f"step {step}: processes {strangers} hold other weights than process 0; they must have the same "
+                "versions of everything and see the same files."
+            )
 
     def micro_batches(self, start: int) -> Iterator[Batch]:
         """This process's part of the batches of all steps that are left."""
@@ -199,7 +177,8 @@ class _Run:
         """Ask the probe about the checkpoint of a step; whether to go on."""
         if self.probe is None or not self.checkpoint_due(step):
             return True
-        return self.probe(step, self._checkpoint(step) / "weights.safetensors") == "continue"
+        probe, weights = self.probe, self.checkpoints / checkpoint_name(step) / "weights.safetensors"
+        return processes.first(lambda: probe(step, weights)) == "continue"
 
     def stop(self, step: int, number: signal.Signals) -> NoReturn:
         """Write a checkpoint, unless there is one of this step, and raise StoppedError."""
@@ -227,9 +206,8 @@ class _Run:
             group["lr"] = rate * factor
         loss_sum = torch.zeros((), device=self.device)
         for micro in range(self.micro_steps):
-            waiting = time.perf_counter()
-            batch = next(iterator).to(self.device)
-            self.waited += time.perf_counter() - waiting
+            with self.window.waiting():
+                batch = next(iterator).to(self.device)
             if step == 0 and micro == 0 and self.trainable.check is not None:
                 with self._autocast():
                     self.trainable.check(batch)
@@ -242,15 +220,15 @@ class _Run:
                 # DDP averages gradients over processes; the sum over all examples is wanted.
                 self.accelerator.backward(total * (self.accelerator.num_processes / self.settings.batch_size))
             loss_sum = loss_sum + total.detach()
-            self._accumulate({name: values.sum() for name, values in output.metrics.items()})
+            self.window.add({name: values.sum() for name, values in output.metrics.items()})
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.optimizer_settings.max_grad_norm)
         finite = torch.isfinite(loss_sum) & torch.isfinite(norm)
         self.bad_step = torch.where((self.bad_step < 0) & ~finite, step, self.bad_step)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._update_ema(step)
-        self._accumulate({"loss": loss_sum, "grad_norm": norm.detach() * self._share()})
-        self.summed_steps += 1
+        self.window.add({"loss": loss_sum, "grad_norm": norm * self._share()})
+        self.window.steps += 1
 
     def _share(self) -> float:
         """Examples of a batch per process: weight of a value that is the same in every process."""
@@ -264,10 +242,6 @@ class _Run:
     def _synchronise_on(self, last: bool) -> AbstractContextManager[Any]:
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.module)
 
-    def _accumulate(self, sums: dict[str, Tensor]) -> None:
-        for name, value in sums.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value.detach()
-
     def _update_ema(self, step: int) -> None:
         if self.ema is not None and self.settings.ema_decay is not None:
             decay = ema_decay_at(self.settings.ema_decay, step)
@@ -276,9 +250,9 @@ class _Run:
                     average.lerp_(value, 1 - decay)
 
     def check_finite(self) -> None:
-        """Raise RunError if a loss or its gradient was not finite."""
-        bad = int(self.bad_step)
-        if bad >= 0:
+        """Raise RunError, in every process, if a loss or its gradient was not finite."""
+        bad = min((step for step in processes.gather(int(self.bad_step)) if step >= 0), default=None)
+        if bad is not None:
             raise RunError(
                 f"step {bad}: the loss or its gradient is not finite. Batch: {self.batches.describe(bad)}. "
                 "Lower the learning rate or look at these examples; no checkpoint was written after that step."
@@ -287,40 +261,27 @@ class _Run:
     def log(self, step: int) -> None:
         """Write the means since the last line; stop the run if a loss was not finite."""
         self.check_finite()
-        seconds = time.perf_counter() - self.window_began
-        count = self.settings.batch_size * self.summed_steps
-        values = {name: float(self._over_processes(total)) / count for name, total in self.sums.items()}
+        values = self.window.means(self._over_processes)
         values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        if self.accelerator.is_main_process:
-            rates = {"images_per_second": count / seconds, "data_wait_share": self.waited / seconds}
-            self.log_file.append(step, values | rates)
-        self.sums, self.summed_steps, self.waited = {}, 0, 0.0
-        self.window_began = time.perf_counter()
+        if processes.is_first():
+            self.log_file.append(step, values | self.window.rates())
+        self.window.clear()
 
     def _over_processes(self, total: Tensor) -> Tensor:
         return cast("Tensor", self.accelerator.reduce(total, "sum")) if self.accelerator.num_processes > 1 else total
 
     def save(self, step: int) -> None:
         """Write a checkpoint; every process sees it when this returns."""
+        self._check_equal(step)
         tensors = {"weights": self._detached(), "optimizer": optimizer_tensors(self.optimizer.optimizer, self.names)}
         if self.ema is not None:
             tensors["ema"] = self.ema
-        if self.summed_steps:
+        if self.window.steps:
             # Between two lines of the log, where only signals stop a run: the next line is to tell of all its steps.
-            times = (self.summed_steps, time.perf_counter() - self.window_began, self.waited)
-            tensors["window"] = {**self.sums, _TIMES: torch.tensor(times, dtype=torch.float64)}
-        if self.accelerator.is_main_process:
+            tensors["window"] = self.window.state(self._over_processes)
+        if processes.is_first():
             write_checkpoint(self.checkpoints, step, tensors, keep=self.settings.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
-
-    def _restore_window(self, window: dict[str, Tensor]) -> None:
-        if window:
-            steps, seconds, self.waited = window.pop(_TIMES).tolist()
-            self.sums = {name: value.to(self.device) for name, value in window.items()}
-            self.summed_steps, self.window_began = int(steps), time.perf_counter() - seconds
-
-    def _checkpoint(self, step: int) -> Path:
-        return self.checkpoints / checkpoint_name(step)
+        processes.wait()
 
     def _detached(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self.parameters.items()}
@@ -335,7 +296,7 @@ class _Run:
         """Context manager of a progress bar on the main process; gives a function of the steps done."""
         from t2i.training.progress import progress_bar
 
-        return progress_bar("training", start, self.settings.steps, visible=self.accelerator.is_main_process)
+        return progress_bar("training", start, self.settings.steps, visible=processes.is_first())
 
 
 def micro_steps(settings: LoopSettings, processes: int) -> int:
@@ -348,8 +309,11 @@ def micro_steps(settings: LoopSettings, processes: int) -> int:
     return settings.batch_size // (micro * processes)
 
 
-def _accelerator() -> Accelerator:
-    from accelerate import Accelerator
+def _accelerator(trainable: Trainable) -> Accelerator:
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
+    # Looking for unused parameters costs a walk through the graph in every step.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=trainable.has_unused)
     # accelerate has one precision per process; a recipe may have stages of several. Autocast is the loop's own.
-    return Accelerator(mixed_precision="no")
+    processes.join()
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[ddp])

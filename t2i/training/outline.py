@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from t2i.data.settings import BucketSettings, CacheSettings
     from t2i.families.base import ModelFamily
     from t2i.objectives import Denoising
-    from t2i.training.loop import Trainable
     from t2i.training.tasks import TaskSettings
+    from t2i.training.trainable import Trainable
 
 _PROMPT = "a photo"
 

@@ -36,10 +36,10 @@ from t2i.objectives.base import ImageBatch, LossOutput
 from t2i.randomness import seeded_global
 from t2i.records import CaptionedImage, PreferencePair
 from t2i.training.diffusion import diffusion_trainable
-from t2i.training.loop import Trainable
 from t2i.training.outline import check_bucket_step, check_nothing_cached_is_trained, checked_resolution
 from t2i.training.outputs import ADAPTER_FOLDER, LORA_FILE, MODEL_FOLDER, forget_origin
 from t2i.training.settings import FullSettings, LoraSettings
+from t2i.training.trainable import Trainable
 
 
 @dataclass(frozen=True)
