@@ -53,6 +53,8 @@ class FamilyFacts:
     """Whether the denoiser is told the sizes of the image and its crop."""
     loads_lora_files: bool = True
     """Whether the diffusers pipeline has `load_lora_weights`; without it files go through peft itself."""
+    dispatches_attention: bool = False
+    """Whether the denoiser's attention goes through diffusers' dispatcher, by which its backend is then chosen."""
     optional_components: tuple[str, ...] = ()
     """Components that a checkpoint may lack."""
     unused_components: tuple[str, ...] = ()

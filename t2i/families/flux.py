@@ -79,6 +79,7 @@ class Flux:
         name="flux",
         pipeline_class="FluxPipeline",
         denoiser="transformer",
+        dispatches_attention=True,
         text_encoders=("text_encoder", "text_encoder_2"),
         lora_targets=(
             *("to_q", "to_k", "to_v", "to_out.0"),

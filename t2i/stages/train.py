@@ -31,6 +31,7 @@ from t2i.training.settings import (
     LoopSettings,
     LoraSettings,
     OptimizerSettings,
+    SpeedSettings,
     Trained,
     check_precision,
     check_rates,
@@ -107,6 +108,8 @@ class Train(Stage):
     """AdamW and its schedule."""
     loop: LoopSettings
     """Steps, batch size, checkpoints."""
+    speed: SpeedSettings = SpeedSettings()
+    """How the denoiser is computed."""
     encode_batch_size: int = Field(default=16, gt=0)
     """Images encoded at once when latents are cached; other sizes differ in the last bits."""
 
@@ -143,7 +146,7 @@ class Train(Stage):
     @model_validator(mode="after")
     def _data_fits_objective(self) -> Train:
         if not isinstance(self.objective, Denoising):
-            refused = ("datasets", "trigger_words", "buckets", "views", "masks", "cache")
+            refused = ("datasets", "trigger_words", "buckets", "views", "masks", "cache", "speed")
             if isinstance(self.objective, PairObjective):
                 refused = ("datasets", "captions", "masks")
             given = [name for name in refused if getattr(self, name) != _default(name)]
@@ -338,6 +341,7 @@ class Train(Stage):
             views=self.views,
             masks=self.masks,
             cache=self.cache,
+            speed=self.speed,
             batch_size=self.loop.batch_size,
         )
 

@@ -10,7 +10,13 @@ from t2i.errors import MissingDependencyError
 if TYPE_CHECKING:
     from t2i.training.settings import FullSettings, LoraSettings, OptimizerSettings
 
-EXTRAS = {"bitsandbytes": "bitsandbytes", "prodigyopt": "prodigy"}
+EXTRAS = {
+    "bitsandbytes": "bitsandbytes",
+    "prodigyopt": "prodigy",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "xformers": "xformers",
+}
 """Package -> extra of ours that installs it."""
 OPTIMIZER_PACKAGES = {"adamw_8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 """Type of optimizer -> package it comes from; torch's have none."""

@@ -15,6 +15,7 @@ from t2i.objectives.base import DiffusionBatch
 from t2i.training.arithmetic import StepArithmetic, step_arithmetic
 from t2i.training.diffusion import diffusion_trainable
 from t2i.training.settings import LoraSettings
+from t2i.training.speed import check_speed
 
 if TYPE_CHECKING:
     from t2i.data.settings import BucketSettings, CacheSettings
@@ -106,6 +107,7 @@ def outline_of(family: ModelFamily, settings: TaskSettings, objective: Denoising
     """The same of a family without weights that is there already."""
     resolution = checked_resolution(family, settings.resolution)
     check_bucket_step(family, settings.buckets)
+    check_speed(family, settings.speed)
     objective.process(family.noise)
     trained = settings.trained
     if isinstance(trained, LoraSettings) and trained.base_bits != 16:

@@ -152,6 +152,21 @@ class LoopSettings(FrozenModel):
         return self
 
 
+class SpeedSettings(FrozenModel):
+    """How the denoiser is computed: faster, or in less memory. Results agree within rounding."""
+
+    attention: Literal["sdpa", "xformers"] = "sdpa"
+    """Who computes attention: torch's scaled dot products, or xformers' on a GPU (an extra)."""
+    gradient_checkpointing: bool | Literal["selective"] = speed_only(False)
+    """Compute the inside of blocks again in the backward pass instead of keeping it: the least memory, for about a
+    third more time. `selective` keeps the results of matrix products, convolutions and attention, and computes only
+    what is cheap again. The bits stay the same."""
+    compile: bool = False
+    """Compile the repeated blocks (torch.compile): a minute or more at the start and for every new size of image."""
+    channels_last: bool = False
+    """Lay a U-Net's weights out with channels last, which convolutions on a GPU like."""
+
+
 def check_precision(trained: LoraSettings | FullSettings, loop: LoopSettings) -> None:
     """Raise ValueError for a base in bf16 that is to compute in fp32."""
     if isinstance(trained, LoraSettings) and trained.base_bits == 16 and loop.precision != "bf16":

@@ -38,7 +38,8 @@ from t2i.records import CaptionedImage, PreferencePair
 from t2i.training.diffusion import diffusion_trainable
 from t2i.training.outline import check_bucket_step, check_nothing_cached_is_trained, checked_resolution
 from t2i.training.outputs import ADAPTER_FOLDER, LORA_FILE, MODEL_FOLDER, forget_origin
-from t2i.training.settings import FullSettings, LoraSettings
+from t2i.training.settings import FullSettings, LoraSettings, SpeedSettings
+from t2i.training.speed import apply_speed, check_speed
 from t2i.training.trainable import Trainable
 
 
@@ -66,6 +67,7 @@ class TaskSettings:
     cache: CacheSettings = CacheSettings()  # noqa: RUF009
     batch_size: int = 1
     """Examples of a step: no bucket may hold fewer images."""
+    speed: SpeedSettings = SpeedSettings()  # noqa: RUF009
     pairs: Sequence[PreferencePair] = ()
     """What preference objectives train on, instead of the records."""
     held_out_pairs: Sequence[PreferencePair] = ()
@@ -103,6 +105,7 @@ class DiffusionTask:
         lora.freeze(self.family)
         self.resolution = checked_resolution(self.family, settings.resolution)
         check_bucket_step(self.family, settings.buckets)
+        check_speed(self.family, settings.speed)
         if torch.cuda.is_available():
             self.family.pipeline.to("cuda")
         # Before the images are encoded, which may take hours: a target that does not exist ends the run here.
@@ -111,6 +114,7 @@ class DiffusionTask:
         self.plan = plan or self.data.plan(self.resolution)
         self.examples = self.data.encode(self.family, self.plan, settings.folder)
         self._release_encoders()
+        apply_speed(self.family, settings.speed)
 
     def _release_encoders(self) -> None:
         """Move what training does not call from the device to the host, once its outputs are cached."""
