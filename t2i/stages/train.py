@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from t2i import processes
-from t2i.config import ModelPath
+from t2i.config import ModelPath, speed_only
 from t2i.data.pairs import PAIRS_FILE, PairSource, iterate_pairs, save_pairs
 from t2i.data.settings import BucketSettings, CacheSettings, DatasetSettings, MaskSettings, ViewSettings
 from t2i.data.sources import RECORDS_FILE, ImageSource, ImageSources, save_records
-from t2i.errors import ConfigError
+from t2i.errors import ConfigError, RunError
 from t2i.objectives import (
     AnyObjective,
     BradleyTerry,
@@ -28,10 +28,13 @@ from t2i.objectives import (
 from t2i.stages.base import InspectContext, Stage, StageContext
 from t2i.training.settings import (
     FullSettings,
+    HeldOutSettings,
     LoopSettings,
     LoraSettings,
     OptimizerSettings,
+    SampleSettings,
     SpeedSettings,
+    TrackingSettings,
     Trained,
     check_precision,
     check_rates,
@@ -41,7 +44,9 @@ if TYPE_CHECKING:
     from t2i.data.preview import Preview
     from t2i.data.rows import RecordTable
     from t2i.records import CaptionedImage, PreferencePair
-    from t2i.training.tasks import TaskSettings
+    from t2i.training.tasks import Task, TaskSettings
+    from t2i.training.trainable import Trainable
+    from t2i.training.watch import Watch
 
 
 WORKING_FOLDERS = ("latents", "checkpoints")
@@ -108,6 +113,12 @@ class Train(Stage):
     """AdamW and its schedule."""
     loop: LoopSettings
     """Steps, batch size, checkpoints."""
+    held_out: HeldOutSettings | None = None
+    """Keep some images out of training and measure the loss on them."""
+    samples: SampleSettings | None = None
+    """Generate images from fixed prompts while training."""
+    tracking: TrackingSettings | None = speed_only(None)
+    """Send what is logged to TensorBoard or wandb too."""
     speed: SpeedSettings = SpeedSettings()
     """How the denoiser is computed."""
     encode_batch_size: int = Field(default=16, gt=0)
@@ -147,8 +158,9 @@ class Train(Stage):
     def _data_fits_objective(self) -> Train:
         if not isinstance(self.objective, Denoising):
             refused = ("datasets", "trigger_words", "buckets", "views", "masks", "cache", "speed")
+            refused += ("held_out", "samples")
             if isinstance(self.objective, PairObjective):
-                refused = ("datasets", "captions", "masks")
+                refused = ("datasets", "captions", "masks", "held_out", "samples")
             given = [name for name in refused if getattr(self, name) != _default(name)]
             if given:
                 raise ValueError(f"{given[0]}: only a denoising objective takes it, not {self.objective.type}")
@@ -194,7 +206,7 @@ class Train(Stage):
         from t2i.training.extras import check_packages
         from t2i.training.outline import outline_training
 
-        check_packages(self.trained, self.optimizer)
+        check_packages(self.trained, self.optimizer, self.tracking)
         outline_training(self.task_settings(self.model, [[]] * self._sets(), self.seed or 0, Path()), self.objective)
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
@@ -252,7 +264,7 @@ class Train(Stage):
         if _couples_batch(self.objective) and processes.count() > 1:
             raise ConfigError(f"objective: {self.objective.type} couples the whole batch, so it runs in one process.")
         model = str(context.input("model_from") / MODEL_FOLDER) if self.model_from else self.model or ""
-        settings = self.task_settings(model, self._tables(context), context.seed, context.folder)
+        settings = self._settings_of_run(model, context)
         settings = dataclasses.replace(settings, pairs=self._pairs(context), held_out_pairs=self._held_out(context))
         estimate = self._estimate(settings)
         task = build_task(settings, self.objective)
@@ -263,15 +275,89 @@ class Train(Stage):
             self.loop.micro_batch_size or max(1, self.loop.batch_size // processes.count()),
             self.loop.workers,
         )
+        watch = self._watch(task, settings)
         forget_peak_memory()
-        result = fit(task.trainable, batches, self.loop, self.optimizer, context.folder, seed=context.seed)
+        result = fit(
+            task.trainable,
+            batches,
+            self.loop,
+            self.optimizer,
+            context.folder,
+            seed=context.seed,
+            probe=watch,
+            probe_every=watch.intervals if watch else (),
+            tracking=self.tracking,
+        )
         metadata = {"t2i_recipe": context.recipe_name, "t2i_steps": str(result.steps)}
-        facts = processes.first(lambda: task.facts() | task.save(metadata) | {"steps": result.steps})
+        facts = processes.first(lambda: task.facts() | self._save(task, metadata, watch) | {"steps": result.steps})
         if estimate is None:
             return facts
         steps = result.steps - result.resumed_from
         measured = measured_run(context.folder, result.seconds / steps if steps else None)
         return facts | {"estimated": estimate, "measured": measured.facts()}
+
+    def _settings_of_run(self, model: str, context: StageContext) -> TaskSettings:
+        """Settings with the records of the stage's data, less those held out."""
+        tables: Sequence[Sequence[CaptionedImage]] = self._tables(context)
+        if self.held_out is None:
+            return self.task_settings(model, tables, context.seed, context.folder)
+        from t2i.data.held_out import hold_out
+
+        kept, held = hold_out(tables, self.held_out.share, context.seed)
+        rest = self.model_copy(update={"caption_dropout": 0.0}).task_settings(model, held, context.seed, context.folder)
+        datasets = tuple(dataset for dataset in rest.datasets if dataset.last > dataset.first)
+        settings = self.task_settings(model, kept, context.seed, context.folder)
+        return dataclasses.replace(settings, held_out=(rest.records, datasets))
+
+    def _watch(self, task: Task, settings: TaskSettings) -> Watch | None:
+        """What looks at the run while it trains, if the recipe asks for it."""
+        from functools import partial
+
+        from t2i.training.held_out import HeldOutLoss
+        from t2i.training.samples import write_samples
+        from t2i.training.tasks import DiffusionTask
+        from t2i.training.watch import Watch
+
+        if (self.held_out is None and self.samples is None) or not isinstance(task, DiffusionTask):
+            return None
+        measure = sample = None
+        if self.held_out is not None and task.held_out is not None:
+            size = self.loop.micro_batch_size or self.loop.batch_size
+            loss = HeldOutLoss(task.held_out, self.held_out, batch_size=size, seed=settings.seed)
+            device = next(task.family.denoiser.parameters()).device
+            measure = partial(loss, task.trainable.module, device, precision=self.loop.precision)
+        if self.samples is not None:
+            sample = partial(
+                write_samples,
+                settings=self.samples,
+                model=settings.model,
+                revision=settings.revision,
+                save=lambda folder: task.save_into(folder, {}),
+                working=settings.folder / "checkpoints" / "sampled",
+            )
+        return Watch(settings.folder, self.loop.steps, self.held_out, measure, self.samples, sample)
+
+    def _save(self, task: Task, metadata: dict[str, str], watch: Watch | None) -> dict[str, Any]:
+        """Save the result, and the best weights of a LoRA; returns facts."""
+        from t2i.training.outputs import BEST_FOLDER
+        from t2i.training.tasks import DiffusionTask
+        from t2i.training.watch import BEST_FILE, held_out_facts
+
+        if watch is None or self.held_out is None or not isinstance(task, DiffusionTask):
+            return task.save(metadata)
+        facts = held_out_facts(watch.folder)
+        best = watch.folder / "checkpoints" / BEST_FILE
+        if not best.exists():
+            raise RunError("no held-out loss is a number; look at the images held out, or lower the learning rate.")
+        is_best = self.held_out.result == "best"
+        saved = {} if is_best else task.save(metadata)
+        _load_weights(task.trainable, best)
+        metadata = metadata | {"t2i_steps": str(int(facts["best_step"]))}
+        if is_best:
+            saved = task.save(metadata)
+        if isinstance(self.trained, LoraSettings):
+            task.save_into(watch.folder, metadata, BEST_FOLDER)
+        return saved | facts
 
     def _estimate(self, settings: TaskSettings) -> dict[str, JsonValue] | None:
         """What training a denoiser will take, said before its weights are loaded; refuses what cannot be trained."""
@@ -362,6 +448,16 @@ def _read_pairs(source: PairSource, context: StageContext, name: str) -> list[Pr
     pairs = list(source.read(folder, context.seed))
     save_pairs(folder, pairs)
     return pairs
+
+
+def _load_weights(trainable: Trainable, file: Path) -> None:
+    import torch
+    from safetensors.torch import load
+
+    tensors = load(file.read_bytes())
+    with torch.no_grad():
+        for name, value in trainable.parameters().items():
+            value.copy_(tensors[name])
 
 
 def _trains_text_encoder(trained: LoraSettings | FullSettings) -> bool:

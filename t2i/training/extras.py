@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from t2i.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    from t2i.training.settings import FullSettings, LoraSettings, OptimizerSettings
+    from t2i.training.settings import FullSettings, LoraSettings, OptimizerSettings, TrackingSettings
 
 EXTRAS = {
     "bitsandbytes": "bitsandbytes",
@@ -31,7 +31,9 @@ def require_package(package: str, field: str) -> None:
         )
 
 
-def check_packages(trained: LoraSettings | FullSettings, optimizer: OptimizerSettings) -> None:
+def check_packages(
+    trained: LoraSettings | FullSettings, optimizer: OptimizerSettings, tracking: TrackingSettings | None = None
+) -> None:
     """Raise MissingDependencyError for the first package that these settings need and that is not installed."""
     from t2i.training.settings import LoraSettings
 
@@ -39,3 +41,5 @@ def check_packages(trained: LoraSettings | FullSettings, optimizer: OptimizerSet
         require_package("bitsandbytes", f"trained.base_bits: {trained.base_bits}")
     if optimizer.type in OPTIMIZER_PACKAGES:
         require_package(OPTIMIZER_PACKAGES[optimizer.type], f"optimizer.type: {optimizer.type}")
+    for name in tracking.to if tracking is not None else ():
+        require_package(name, f"tracking.to: {name}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,15 @@ from t2i.training.checkpoint import (
     write_checkpoint,
 )
 from t2i.training.log import MetricsLog
+from t2i.training.measured import peak_memory
 from t2i.training.optim import build_optimizer
-from t2i.training.settings import LoopSettings, OptimizerSettings, ema_decay_at, learning_rate_factor
+from t2i.training.settings import (
+    LoopSettings,
+    OptimizerSettings,
+    TrackingSettings,
+    ema_decay_at,
+    learning_rate_factor,
+)
 from t2i.training.stopping import StopRequest
 from t2i.training.trainable import Batch, BatchSource, Trainable
 from t2i.training.window import MetricsWindow
@@ -42,7 +49,8 @@ if TYPE_CHECKING:
 
 Probe = Callable[[int, Path], Literal["continue", "stop"]]
 """Called with (steps done, file of the trained weights) when such a checkpoint is there. It may be asked again about a
-checkpoint that a killed run was the last to write, and must answer the same."""
+checkpoint that a killed run was the last to write, and must answer the same. While it looks, these weights (the moving
+average, if there is one) are in the module."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +72,16 @@ def fit(
     *,
     seed: int,
     probe: Probe | None = None,
+    probe_every: Sequence[int] = (),
+    tracking: TrackingSettings | None = None,
 ) -> FitResult:
     """Train until `settings.steps`, going on from the newest checkpoint in `folder/checkpoints` if there is one.
 
+    probe_every: numbers of steps after whose multiples there is a checkpoint for the probe, beside the settings' own.
     Leaves the trained weights (or their moving average) in the module. Raises RunError for a non-finite loss, and
     StoppedError after SIGTERM or SIGINT, when the step is done and its checkpoint written.
     """
-    run = _Run(trainable, batches, settings, optimizer_settings, folder, seed, probe)
+    run = _Run(trainable, batches, settings, optimizer_settings, folder, seed, probe, probe_every, tracking)
     start = run.resume()
     began = time.perf_counter()
     steps = _train(run, start)
@@ -112,8 +123,11 @@ class _Run:
         folder: Path,
         seed: int,
         probe: Probe | None,
+        probe_every: Sequence[int],
+        tracking: TrackingSettings | None,
     ) -> None:
         self.batches, self.seed, self.probe = batches, seed, probe
+        self.intervals = (settings.checkpoint_every, *probe_every)
         self.trainable, self.settings, self.optimizer_settings = trainable, settings, optimizer_settings
         self.checkpoints = folder / "checkpoints"
         self.metrics_path = folder / "metrics.jsonl"
@@ -121,7 +135,7 @@ class _Run:
         if not self.parameters:
             raise ConfigError("nothing to train: no parameter asks for a gradient.")
         self._check_equal(0)  # before DDP gives the first process's weights to all
-        self.accelerator = _accelerator(trainable)
+        self.accelerator = _accelerator(trainable, folder, tracking)
         self.micro_steps = micro_steps(settings, self.accelerator.num_processes)
         optimizer, self.names = build_optimizer(
             self.parameters, trainable.learning_rates, optimizer_settings, ratios=trainable.learning_rate_ratios
@@ -171,14 +185,29 @@ class _Run:
 
     def checkpoint_due(self, step: int) -> bool:
         """Whether a checkpoint is due when so many steps are done, signals aside."""
-        return step % self.settings.checkpoint_every == 0 or step == self.settings.steps
+        return step == self.settings.steps or any(step % interval == 0 for interval in self.intervals)
 
     def probe_at(self, step: int) -> bool:
         """Ask the probe about the checkpoint of a step; whether to go on."""
         if self.probe is None or not self.checkpoint_due(step):
             return True
-        probe, weights = self.probe, self.checkpoints / checkpoint_name(step) / "weights.safetensors"
-        return processes.first(lambda: probe(step, weights)) == "continue"
+        probe, name = self.probe, "weights" if self.ema is None else "ema"
+        weights = self.checkpoints / checkpoint_name(step) / f"{name}.safetensors"
+        with self._trained_weights():
+            return processes.first(lambda: probe(step, weights)) == "continue"
+
+    @contextlib.contextmanager
+    def _trained_weights(self) -> Iterator[None]:
+        """The moving average, if there is one, stands in the module for the length of the block."""
+        if self.ema is None:
+            yield
+            return
+        trained = {name: value.clone() for name, value in self._detached().items()}
+        self._copy(self.ema, self.parameters)
+        try:
+            yield
+        finally:
+            self._copy(trained, self.parameters)
 
     def stop(self, step: int, number: signal.Signals) -> NoReturn:
         """Write a checkpoint, unless there is one of this step, and raise StoppedError."""
@@ -264,7 +293,11 @@ class _Run:
         values = self.window.means(self._over_processes)
         values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         if processes.is_first():
-            self.log_file.append(step, values | self.window.rates())
+            memory = peak_memory()
+            rates = self.window.rates() | ({} if memory is None else {"peak_memory_gb": memory / 1e9})
+            self.log_file.append(step, values | rates)
+            if self.accelerator.trackers:
+                self.accelerator.log(values | rates, step=step)
         self.window.clear()
 
     def _over_processes(self, total: Tensor) -> Tensor:
@@ -290,6 +323,7 @@ class _Run:
         """Put the moving average, if any, into the module; return the trained weights."""
         if self.ema is not None:
             self._copy(self.ema, self.parameters)
+        self.accelerator.end_training()
         return self._detached()
 
     def progress(self, start: int) -> Any:
@@ -309,11 +343,20 @@ def micro_steps(settings: LoopSettings, processes: int) -> int:
     return settings.batch_size // (micro * processes)
 
 
-def _accelerator(trainable: Trainable) -> Accelerator:
+def _accelerator(trainable: Trainable, folder: Path, tracking: TrackingSettings | None) -> Accelerator:
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
+    processes.join()
     # Looking for unused parameters costs a walk through the graph in every step.
     ddp = DistributedDataParallelKwargs(find_unused_parameters=trainable.has_unused)
-    # accelerate has one precision per process; a recipe may have stages of several. Autocast is the loop's own.
-    processes.join()
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[ddp])
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        # accelerate has one precision per process; a recipe may have stages of several. Autocast is the loop's own.
+        mixed_precision="no",
+        kwargs_handlers=[ddp],
+        log_with=list(tracking.to) if tracking else None,
+        project_dir=folder / "tracking",
+    )
+    if tracking is not None:
+        accelerator.init_trackers(tracking.project)
+    return accelerator

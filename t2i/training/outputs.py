@@ -14,6 +14,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 """The name under which diffusers looks for a LoRA in a folder."""
 ADAPTER_FOLDER = "adapter"
 MODEL_FOLDER = "model"
+BEST_FOLDER, SAMPLES_FOLDER = "best", "samples"
+RESULT_FOLDERS = (ADAPTER_FOLDER, MODEL_FOLDER, BEST_FOLDER, SAMPLES_FOLDER)
 OUTCOME_FILE = "trained.json"
 
 
@@ -33,7 +35,9 @@ def trained_adapter(folder: Path) -> Path:
     return path
 
 
-def write_outcome(folder: Path, facts: dict[str, Any], saved: Sequence[str] = (ADAPTER_FOLDER, MODEL_FOLDER)) -> None:
+def write_outcome(
+    folder: Path, facts: dict[str, Any], saved: Sequence[str] = (ADAPTER_FOLDER, MODEL_FOLDER, "best", "samples")
+) -> None:
     """Record that everything is trained and saved: the facts, and the size of every file in the `saved` folders.
 
     A run that is killed between this and the end of its stage does not train again.

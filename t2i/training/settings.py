@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from t2i.config import FrozenModel, speed_only
+from t2i.sampling import SamplingSettings
 
 
 class LoraModules(FrozenModel):
@@ -165,6 +166,42 @@ class SpeedSettings(FrozenModel):
     """Compile the repeated blocks (torch.compile): a minute or more at the start and for every new size of image."""
     channels_last: bool = False
     """Lay a U-Net's weights out with channels last, which convolutions on a GPU like."""
+
+
+class HeldOutSettings(FrozenModel):
+    """Measure the loss on images that are not trained on."""
+
+    share: float = Field(default=0.05, gt=0, lt=1)
+    """Share of the images that are held out; the seed and the content of an image decide."""
+    examples: int = Field(default=64, gt=0)
+    """Examples measured, each an image with noise of a level; always the same ones."""
+    every: int = Field(default=100, gt=0)
+    """Steps between measurements; there is one after the last step too."""
+    result: Literal["last", "best"] = "last"
+    """Which weights are the result: those after the last step, or those with the lowest loss measured. Of a LoRA, the
+    best one is kept in `best/` in either case."""
+
+
+class SampleSettings(FrozenModel):
+    """Generate images while training, from the saved file over a fresh copy of the model."""
+
+    prompts: tuple[str, ...] = Field(min_length=1)
+    """One image each."""
+    every: int = Field(default=500, gt=0)
+    """Steps between samples; there are some after the last step too."""
+    seed: int = Field(default=0, ge=0)
+    """Decides the noise that the images begin with."""
+    sampling: SamplingSettings = SamplingSettings()
+    """Steps, guidance, scheduler, size."""
+
+
+class TrackingSettings(FrozenModel):
+    """Send what is logged to a tracker as well, through accelerate; each needs its extra."""
+
+    to: tuple[Literal["tensorboard", "wandb"], ...] = Field(min_length=1)
+    """TensorBoard's files go into the stage's folder; wandb's where it is set up to."""
+    project: str = Field(default="t2i", min_length=1)
+    """Name that runs are grouped under."""
 
 
 def check_precision(trained: LoraSettings | FullSettings, loop: LoopSettings) -> None:

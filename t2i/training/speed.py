@@ -56,7 +56,7 @@ def apply_speed(family: ModelFamily, settings: SpeedSettings) -> None:
         selective = settings.gradient_checkpointing == "selective"
         denoiser.enable_gradient_checkpointing(_selective_checkpoint if selective else None)
     if settings.channels_last:
-        nn.Module.to(denoiser, memory_format=torch.channels_last)
+        denoiser.to(memory_format=torch.channels_last)
     if settings.compile:
         for block in repeated_blocks(denoiser):
             block.compile()

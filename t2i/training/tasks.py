@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,7 +16,7 @@ from t2i import lora
 from t2i.data.captions import CaptionMix
 from t2i.data.diffusion import DiffusionData, count_truncated
 from t2i.data.encode import load_pixels
-from t2i.data.examples import Dataset, ImageExamples
+from t2i.data.examples import Dataset, ImageExamples, LatentExamples
 from t2i.data.pair_examples import LatentPairs, PairData
 from t2i.data.settings import BucketSettings, CacheSettings, MaskSettings, ViewSettings
 from t2i.errors import ConfigError
@@ -33,7 +33,7 @@ from t2i.objectives import (
     DiffusionKTO,
 )
 from t2i.objectives.base import ImageBatch, LossOutput
-from t2i.randomness import seeded_global
+from t2i.randomness import derive_key, seeded_global
 from t2i.records import CaptionedImage, PreferencePair
 from t2i.training.diffusion import diffusion_trainable
 from t2i.training.outline import check_bucket_step, check_nothing_cached_is_trained, checked_resolution
@@ -68,6 +68,8 @@ class TaskSettings:
     batch_size: int = 1
     """Examples of a step: no bucket may hold fewer images."""
     speed: SpeedSettings = SpeedSettings()  # noqa: RUF009
+    held_out: tuple[Sequence[CaptionedImage], tuple[Dataset, ...]] | None = None
+    """Records that are not trained on, and how they are used."""
     pairs: Sequence[PreferencePair] = ()
     """What preference objectives train on, instead of the records."""
     held_out_pairs: Sequence[PreferencePair] = ()
@@ -112,9 +114,22 @@ class DiffusionTask:
         self.trainable, self.components = diffusion_trainable(self.family, objective, settings.trained, settings.seed)
         check_nothing_cached_is_trained(self.family, self.components, settings.cache)
         self.plan = plan or self.data.plan(self.resolution)
+        self.held_out = self._encode_held_out(objective)
         self.examples = self.data.encode(self.family, self.plan, settings.folder)
         self._release_encoders()
         apply_speed(self.family, settings.speed)
+
+    def _encode_held_out(self, objective: DenoiserObjective) -> LatentExamples | None:
+        """Examples of the images held out; under another seed than those that are trained on."""
+        if self.settings.held_out is None:
+            return None
+        records, datasets = self.settings.held_out
+        settings = replace(self.settings, records=records, datasets=datasets, batch_size=1, held_out=None)
+        settings = replace(settings, seed=derive_key(settings.seed, "held out") % 2**63)
+        data = denoiser_data(settings, objective)
+        data.check_captions()
+        examples = data.encode(self.family, data.plan(self.resolution), settings.folder)
+        return examples if isinstance(examples, LatentExamples) else None
 
     def _release_encoders(self) -> None:
         """Move what training does not call from the device to the host, once its outputs are cached."""
@@ -145,12 +160,16 @@ class DiffusionTask:
         return {"beta": beta, "logit_per_mean_squared_error": beta / 2, "latent_elements": elements}
 
     def save(self, metadata: dict[str, str]) -> dict[str, Any]:
+        return self.save_into(self.settings.folder, metadata)
+
+    def save_into(self, folder: Path, metadata: dict[str, str], name: str = ADAPTER_FOLDER) -> dict[str, Any]:
+        """As `save`, into another folder; name: of the adapter's folder in it."""
         if isinstance(self.settings.trained, LoraSettings):
-            path = self.settings.folder / ADAPTER_FOLDER / LORA_FILE
+            path = folder / name / LORA_FILE
             path.parent.mkdir(exist_ok=True)
             lora.save(self.components, path, metadata)
-            return {"adapter": path.relative_to(self.settings.folder).as_posix()}
-        return save_pipeline(self.family.pipeline, self.settings.folder)
+            return {"adapter": path.relative_to(folder).as_posix()}
+        return save_pipeline(self.family.pipeline, folder)
 
 
 class AutoencoderTask:

@@ -1,4 +1,4 @@
-"""Switches of speed and memory, on a tiny checkpoint of each family: what they must not change, and what they refuse."""
+"""Switches of speed and memory, on a tiny checkpoint of each family: what they leave as it is, and what they refuse."""
 
 from __future__ import annotations
 

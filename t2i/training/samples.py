@@ -1,0 +1,49 @@
+"""Images of fixed prompts and seeds while a run trains, made as anyone would make them: from the saved file."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t2i.randomness import image_seed
+from t2i.records import write_bytes
+from t2i.sampling import Sampler
+from t2i.training.outputs import trained_adapter, trained_model
+
+if TYPE_CHECKING:
+    from t2i.training.settings import SampleSettings
+
+
+def write_samples(
+    folder: Path,
+    settings: SampleSettings,
+    model: str,
+    revision: str | None,
+    *,
+    save: Callable[[Path], Any],
+    working: Path,
+) -> None:
+    """Write `00.png`, `01.png`, ... into a folder, one for each prompt.
+
+    save(folder): writes the trained adapter or model, as at the end of training. It is loaded over a fresh copy of the
+    model and deleted again; both models are in memory meanwhile. working: a folder for it.
+    """
+    shutil.rmtree(working, ignore_errors=True)
+    working.mkdir(parents=True)
+    save(working)
+    whole = trained_model(working)
+    if whole is not None:
+        sampler = Sampler.load(str(whole), settings.sampling)
+    else:
+        sampler = Sampler.load(model, settings.sampling, revision=revision, adapter=trained_adapter(working))
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, prompt in enumerate(settings.prompts):
+        [image] = sampler.generate([prompt], [image_seed(settings.seed, number)])
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        write_bytes(folder / f"{number:02d}.png", buffer.getvalue())
+    del sampler
+    shutil.rmtree(working)
