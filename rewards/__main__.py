@@ -1,4 +1,4 @@
-"""Command line: `rewards score FOLDER --rewards a,b`, `rewards compare A B` and `rewards list`."""
+"""Command line: `rewards score FOLDER --rewards a,b`, `rewards compare A B`, `rewards questions` and `rewards list`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rewards.base import Reward
 from rewards.console import comparison_lines, finding_lines, mean_lines
 from rewards.errors import InputError, RewardError
 from rewards.folder import score_folder
-from rewards.prompts import Pairing, pair_prompts
+from rewards.prompts import Pairing, pair_prompts, read_prompts
 from rewards.registry import available, load, required_options
 from rewards.scoring import load_all
 from rewards.table import ScoreTable
@@ -106,6 +106,34 @@ def compare_command(
         typer.echo(line)
     if report is not None:
         _write_report(report, tables)
+
+
+@app.command("questions")
+def questions_command(
+    prompts: Annotated[Path, typer.Argument(help="A .txt with a prompt a line, or a .jsonl with prompt.")],
+    output: Annotated[Path, typer.Option(help="JSONL of questions to write, for dsg, pn_vqa or tifa.")],
+    model: Annotated[str, typer.Option(help="Folder or hub id of a language model, or its name at --endpoint.")],
+    endpoint: Annotated[
+        str | None, typer.Option(help="Address of an OpenAI-compatible server, such as http://localhost:8000/v1.")
+    ] = None,
+    key_env: Annotated[
+        str, typer.Option(help="Environment variable with the endpoint's key; empty for a server without one.")
+    ] = "OPENAI_API_KEY",
+    style: Annotated[str, typer.Option(help="yes_no (dsg, pn_vqa) or choices (tifa).")] = "yes_no",
+    device: Annotated[str, typer.Option(help="Torch device, without --endpoint.")] = "cpu",
+) -> None:
+    """Let a language model write questions about prompts; what it writes is checked before it is believed."""
+    from rewards.faithfulness.readers import write_questions
+    from rewards.faithfulness.writer import load_writer
+
+    _check_writable("--output", output)
+    texts = read_prompts(prompts)
+    book = load_writer(model, endpoint, key_env or None, style, device).write(texts)
+    write_questions(book, output)
+    typer.echo(f"{sum(len(item.questions) for item in book.items)} questions about {len(book)} prompts")
+    for kind, count in book.count_defects().items():
+        first = next(defect for defect in book.defects if defect.kind == kind)
+        typer.echo(f"{kind}: {count} (first: {first.item}, {first.detail})")
 
 
 def _open_suite(text: str) -> Suite:

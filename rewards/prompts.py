@@ -46,6 +46,34 @@ def _natural(text: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", text)] + [(-1, text)]
 
 
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a .txt, one a line, or of a .jsonl with "prompt", empty ones left out.
+
+    Raises InputError for another kind of file, or no prompt in it.
+    """
+    if path.suffix == ".txt":
+        found = [line.strip() for line in _lines(path)]
+    elif path.suffix == ".jsonl":
+        found = [_prompt(line, f"{path}:{number}") for number, line in enumerate(_lines(path), 1) if line.strip()]
+    else:
+        raise InputError(f"{path}: expected a .txt with a prompt a line, or a .jsonl with prompt.")
+    prompts = [prompt for prompt in found if prompt]
+    if not prompts:
+        raise InputError(f"{path}: there are no prompts in it.")
+    return prompts
+
+
+def _prompt(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON ({error}).") from error
+    prompt = row.get("prompt") if isinstance(row, dict) else None
+    if not isinstance(prompt, str):
+        raise InputError(f'{where}: expected an object with "prompt", text.')
+    return prompt.strip()
+
+
 def pair_prompts(folder: Path, prompts: Path | None) -> Pairing:
     """Find a folder's images and their prompts.
 

@@ -66,8 +66,9 @@ def write_questions(book: QuestionBook, path: Path) -> None:
             row |= {"parents": list(question.parents)} if question.parents else {}
             row |= {"negative": question.negative} if question.negative else {}
             questions.append(row)
-        head = {"id": item.id, "prompt": item.prompt, "category": item.category, "questions": questions}
-        lines.append(json.dumps(head, ensure_ascii=False) + "\n")
+        head: dict[str, object] = {"id": item.id, "prompt": item.prompt}
+        head |= {"category": item.category} if item.category else {}
+        lines.append(json.dumps(head | {"questions": questions}, ensure_ascii=False) + "\n")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text("".join(lines), encoding="utf-8")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 from rewards.checkpoints import local_folder
 from rewards.devices import full_precision
@@ -160,6 +160,19 @@ class QuestionWriter:
         items = tuple(PromptQuestions(ids[p], p, written[p]) for p in distinct if p in written)
         failed = [Defect("unwritten", ids[prompt], "", reason) for prompt, reason in waiting.items()]
         return QuestionBook("question writer", items, (*failed, *find_defects(items)))
+
+
+def load_writer(model: str, endpoint: str | None, key_env: str | None, style: str, device: str) -> QuestionWriter:
+    """A writer by a model of transformers or, with an address, by one behind an endpoint. Raises InputError for a style
+    there is not."""
+    if style not in _STYLES:
+        raise InputError(f"style is {style!r}; expected {' or '.join(_STYLES)}.")
+    found: TextModel = (
+        TransformersText(model, device=device)
+        if endpoint is None
+        else EndpointText(ChatEndpoint(endpoint, model, key_env))
+    )
+    return QuestionWriter(found, cast("Style", style))
 
 
 def request(prompt: str, style: Style, complaint: str = "") -> str:
