@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rewards.base import Reward
 from rewards.console import comparison_lines, finding_lines, mean_lines
 from rewards.errors import InputError, RewardError
 from rewards.folder import score_folder
+from rewards.options import scorer_specs
 from rewards.prompts import Pairing, pair_prompts, read_prompts
 from rewards.registry import available, load, required_options
 from rewards.scoring import load_all
@@ -74,7 +74,7 @@ def score_command(
     if prompts is not None and suite is not None:
         raise InputError("--prompts and --suite both say what the prompts are; give one of them.")
     opened = _open_suite(suite) if suite is not None else None
-    scorers = load_all(_with_questions(_with_options(rewards, option or []), opened), device)
+    scorers = load_all(_with_questions(scorer_specs(rewards, option or []), opened), device)
     pairing = _pair(folder, prompts, opened)
     if prompts is None and opened is None and (needing := next((s.name for s in scorers if s.needs_prompt), None)):
         raise InputError(f"{needing} scores images against prompts; give --prompts or --suite.")
@@ -179,38 +179,11 @@ def _write_report(path: Path, tables: Sequence[ScoreTable]) -> None:
     write_report(collect(tables), path)
 
 
-def _with_options(rewards: str, options: Sequence[str]) -> list[dict[str, object]]:
-    """Turn "a,b" and ["a.key=value"] into specs for `load`. A value is JSON where it can be, else text."""
-    specs: dict[str, dict[str, object]] = {}
-    for name in filter(None, (part.strip() for part in rewards.split(","))):
-        if name in specs:
-            raise InputError(f"--rewards: {name} is there twice.")
-        specs[name] = {"name": name}
-    if not specs:
-        raise InputError(f"--rewards names no scorer; available: {', '.join(available())}.")
-    for text in options:
-        target, equals, value = text.partition("=")
-        name, dot, key = target.rpartition(".")
-        if not (equals and dot and key):
-            raise InputError(f"--option {text!r}: expected scorer.key=value, such as clip_score.model=PATH.")
-        if name not in specs:
-            raise InputError(f"--option {text!r}: {name!r} is not among --rewards ({', '.join(specs)}).")
-        specs[name][key] = _value(value)
-    return list(specs.values())
-
-
 def _with_questions(specs: list[dict[str, object]], suite: Suite | None) -> list[dict[str, object]]:
     """Scorers that ask questions take those of the suite, where it has some and no others are given."""
     if suite is None or suite.questions is None:
         return specs
     return [{"questions": suite.questions} | spec if spec["name"] in _ASKING else spec for spec in specs]
-
-
-def _value(text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _check_writable(option: str, path: Path | None) -> None:

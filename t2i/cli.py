@@ -115,19 +115,24 @@ def init_command(
 
 @app.command("generate")
 def generate_command(
-    prompts: Annotated[str, typer.Argument(help="A file with one prompt a line, or .jsonl with `prompt`.")],
     model: Annotated[str, typer.Option("--model", help="Hub id or folder of the model.")],
+    prompts: Annotated[
+        str | None, typer.Argument(help="A file with one prompt a line, or .jsonl with `prompt`; or give --suite.")
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option("--suite", help="A suite: compositional, or a published one as NAME=FILE.")
+    ] = None,
     adapter: Annotated[str | None, typer.Option("--adapter", help="A LoRA file to put over it.")] = None,
     steps: Annotated[int, typer.Option("--steps", help="Denoising steps.")] = 30,
     guidance: Annotated[float, typer.Option("--guidance", help="Classifier-free guidance.")] = 7.5,
     images: Annotated[int, typer.Option("--images", help="Images per prompt.")] = 1,
     seed: Annotated[int, typer.Option("--seed", help="Seed that every image's seed comes from.")] = 0,
 ) -> None:
-    """Generate images from a file of prompts, with or without a LoRA. The same call again is skipped."""
+    """Generate images from a file of prompts or a suite, with or without a LoRA. The same call again is skipped."""
     from t2i.commands import generate
 
     folder = generate(
-        prompts, model, adapter, steps=steps, guidance=guidance, images=images, seed=seed, root=runs_root()
+        prompts, suite, model, adapter, steps=steps, guidance=guidance, images=images, seed=seed, root=runs_root()
     )
     typer.echo(str(folder))
 
@@ -137,12 +142,23 @@ def score_command(
     generations: Annotated[Path, typer.Argument(help="Folder of a finished generate stage.")],
     scorers: Annotated[str, typer.Option("--scorers", help="Names or module:Class, separated by commas.")],
     output: Annotated[Path, typer.Option("--output", help="Folder to write scores.jsonl into.")],
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="Option of a scorer, as clip_score.model=PATH. Repeatable.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="HTML page to write.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 1 if an image, a prompt or the end of a prompt is missing.")
+    ] = False,
 ) -> None:
-    """Score generated images against their prompts, and print each scorer's mean."""
+    """Score generated images against their prompts; print means with intervals, and counts of what is missing."""
+    from rewards.console import finding_lines, mean_lines
     from t2i.commands import score
 
-    for label, mean in score(generations, scorers.split(","), output).items():
-        typer.echo(f"{label:32} {mean:.5g}")
+    table = score(generations, scorers.split(","), option or [], output, report)
+    for line in [*mean_lines(table), *finding_lines(table)]:
+        typer.echo(line)
+    if strict and table.is_incomplete:
+        raise typer.Exit(1)
 
 
 @app.command("export")

@@ -4,31 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 from t2i.errors import ConfigError, DataError
 from t2i.resources import resolve_path
 
+if TYPE_CHECKING:
+    from rewards.table import ScoreTable
+
 
 def generate(
-    prompts: str, model: str, adapter: str | None, *, steps: int, guidance: float, images: int, seed: int, root: Path
+    prompts: str | None,
+    suite: str | None,
+    model: str,
+    adapter: str | None,
+    *,
+    steps: int,
+    guidance: float,
+    images: int,
+    seed: int,
+    root: Path,
 ) -> Path:
-    """Run a generate stage under `root/generate`; returns its folder."""
-    from t2i.data.prompts import PromptFile
+    """Run a generate stage under `root/generate`, on a file of prompts or a suite (NAME or NAME=SOURCE); returns its
+    folder."""
+    from t2i.data.prompts import PromptFile, SuitePrompts
     from t2i.engine import run
     from t2i.recipe import Recipe
     from t2i.sampling import SamplingSettings
     from t2i.stages.generate import Generate
 
+    if (prompts is None) == (suite is None):
+        raise ConfigError("give a file of prompts, or --suite: one of them.")
     for path in (prompts, adapter):
         if path is not None and not resolve_path(path).is_file():
             raise ConfigError(f"{path}: no such file.")
     if min(steps, images) < 1 or guidance < 0 or seed < 0:
         raise ConfigError("--steps and --images must be at least 1, --guidance and --seed at least 0.")
+    name, _, source = (suite or "").partition("=")
     stage = Generate(
         model=model,
         adapter=adapter,
-        prompts=PromptFile(path=prompts),
+        prompts=SuitePrompts(name=name, source=source or None) if prompts is None else PromptFile(path=prompts),
         images_per_prompt=images,
         sampling=SamplingSettings(steps=steps, guidance_scale=float(guidance)),
     )
@@ -36,20 +52,44 @@ def generate(
     return planned.folder
 
 
-def score(generations: Path, scorers: Sequence[str], output: Path) -> dict[str, float]:
-    """Score the images of a finished generate stage into `output`; returns the mean of each scorer."""
-    from t2i.stages.base import StageContext
+def score(
+    generations: Path, scorers: Sequence[str], options: Sequence[str], output: Path, report: Path | None
+) -> ScoreTable:
+    """Score the images of a generate stage into `output`, going on past those that are broken or lack a prompt.
+
+    options: "scorer.key=value". Writes what a score stage writes, with a row's missing scores left out, and a cache
+    from which an interrupted run goes on; report: an HTML page.
+    """
+    from rewards.folder import score_folder
+    from rewards.options import scorer_specs
+    from rewards.prompts import Pairing
+    from rewards.scoring import load_all
+    from rewards.table_files import describe_all
+    from t2i.records import GeneratedImage, read_jsonl
     from t2i.stages.generate import GENERATIONS_FILE
-    from t2i.stages.score import Score, Scorer
+    from t2i.stages.score import write_scores
 
     if not (generations / GENERATIONS_FILE).is_file():
         raise DataError(
             f"{generations}: holds no {GENERATIONS_FILE}; expected the folder of a finished generate stage."
         )
+    rows = list(read_jsonl(generations / GENERATIONS_FILE, GeneratedImage))
     output.mkdir(parents=True, exist_ok=True)
-    stage = Score(generations_from="generate", scorers=tuple(Scorer(name=name.strip()) for name in scorers))
-    context = StageContext(output, {"generations_from": [("generate", generations)]}, 0, "score")
-    return stage.run(context)["means"]
+    loaded = load_all(scorer_specs(",".join(scorers), options))
+    pairing = Pairing(
+        images=tuple(generations / row.image for row in rows),
+        prompts=tuple(row.prompt.strip() or None for row in rows),
+        categories=tuple(row.category for row in rows),
+    )
+    table = score_folder(
+        generations.resolve().name, pairing, loaded, describe_all(loaded), cache=output / "scores.cache"
+    )
+    write_scores(rows, loaded, [row.scores for row in table.rows], generations, output)
+    if report is not None:
+        from rewards.report import collect, write_report
+
+        write_report(collect([table]), report)
+    return table
 
 
 def export(weights: Path, model: str, to: str, output: Path, *, precision: str) -> str:

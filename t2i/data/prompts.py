@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from t2i.config import FrozenModel, LocalPath
+from t2i.config import FrozenModel, LocalPath, ModelPath
 from t2i.errors import DataError
 from t2i.records import Prompt
 from t2i.resources import resolve_path
@@ -79,7 +79,31 @@ class ShapesPrompts(FrozenModel):
         return list(prompts.values())
 
 
-PromptSource = Annotated[PromptList | PromptFile | ShapesPrompts, Field(discriminator="type")]
+class SuitePrompts(FrozenModel):
+    """A published set of prompts, or the one that is shipped, with their categories."""
+
+    type: Literal["suite"] = "suite"
+    name: str = "compositional"
+    """compositional (shipped), partiprompts, drawbench, t2i_compbench, geneval, dsg1k or tifa."""
+    source: ModelPath | None = None
+    """The published file or folder, or `hub:owner/name/path`; none for the shipped suite."""
+    revision: str | None = None
+    """Commit or tag of a hub source."""
+
+    def read(self, seed: int) -> list[Prompt]:
+        """The suite's prompts, in order of its file. Raises DataError for an unknown suite or another kind of file."""
+        from rewards.errors import InputError
+        from rewards.suites import load_suite
+
+        local = resolve_path(self.source) if self.source is not None else None
+        try:
+            suite = load_suite(self.name, local if local and local.exists() else self.source, self.revision)
+        except InputError as error:
+            raise DataError(str(error)) from error
+        return [Prompt(one.id, one.prompt, one.category) for one in suite.prompts]
+
+
+PromptSource = Annotated[PromptList | PromptFile | ShapesPrompts | SuitePrompts, Field(discriminator="type")]
 
 
 def _parse_line(line: str, number: int, path: Path) -> Prompt:

@@ -117,11 +117,8 @@ class Score(Stage):
             values, description = self._column(scorer, number, rows, source, parts)
             columns[description["label"]] = values
             described.append(description)
-        scored = [_row(row, position, columns, source, context.folder) for position, row in enumerate(rows)]
-        if (source / SAMPLING_FILE).is_file():
-            write_text(context.folder / SAMPLING_FILE, (source / SAMPLING_FILE).read_text())
-        write_text(context.folder / SCORERS_FILE, json.dumps(described, indent=2, sort_keys=True) + "\n")
-        write_jsonl(context.folder / SCORES_FILE, scored)
+        scores = [{label: column[position] for label, column in columns.items()} for position in range(len(rows))]
+        _write(rows, scores, described, source, context.folder)
         means = {label: sum(values) / len(values) for label, values in columns.items()}
         return {"images": len(rows), "means": means}
 
@@ -141,7 +138,7 @@ class Score(Stage):
                     write_text(path, json.dumps(_score_batch(reward, batch, source)))
                 values += json.loads(path.read_text())
                 advance(min(start + self.batch_size, len(rows)))
-        return values, _describe(scorer, reward, rows)
+        return values, _describe(scorer.label, scorer.role, reward, rows)
 
 
 def _check_labels(scorers: Sequence[Scorer]) -> None:
@@ -196,26 +193,50 @@ def _score_batch(reward: Reward, batch: Sequence[GeneratedImage], source: Path) 
     return [float(value) for value in scores]
 
 
-def _describe(scorer: Scorer, reward: Reward, rows: Sequence[GeneratedImage]) -> dict[str, Any]:
+def _describe(label: str, role: Role, reward: Reward, rows: Sequence[GeneratedImage]) -> dict[str, Any]:
     from rewards.base import TextLimited
 
     truncated = reward.count_truncated([row.prompt for row in rows]) if isinstance(reward, TextLimited) else None
     return {
-        "label": scorer.label or reward.name,
+        "label": label or reward.name,
         "name": reward.name,
         "version": reward.version,
         "scale": reward.scale,
         "higher_is_better": reward.higher_is_better,
-        "role": scorer.role,
+        "role": role,
         "truncated_prompts": truncated,
     }
 
 
-def _row(
-    row: GeneratedImage, position: int, columns: Mapping[str, Sequence[float]], source: Path, folder: Path
-) -> ScoredImage:
+def write_scores(
+    rows: Sequence[GeneratedImage],
+    scorers: Sequence[Reward],
+    scores: Sequence[Mapping[str, float]],
+    source: Path,
+    folder: Path,
+) -> None:
+    """Write what a score stage writes into `folder`. scores: of each row; those that could not be had are absent."""
+    described = [_describe("", "held_out", scorer, rows) for scorer in scorers]
+    _write(rows, scores, described, source, folder)
+
+
+def _write(
+    rows: Sequence[GeneratedImage],
+    scores: Sequence[Mapping[str, float]],
+    described: list[dict[str, Any]],
+    source: Path,
+    folder: Path,
+) -> None:
+    scored = [_row(row, own, source, folder) for row, own in zip(rows, scores, strict=True)]
+    if (source / SAMPLING_FILE).is_file():
+        write_text(folder / SAMPLING_FILE, (source / SAMPLING_FILE).read_text())
+    write_text(folder / SCORERS_FILE, json.dumps(described, indent=2, sort_keys=True) + "\n")
+    write_jsonl(folder / SCORES_FILE, scored)
+
+
+def _row(row: GeneratedImage, scores: Mapping[str, float], source: Path, folder: Path) -> ScoredImage:
     import os
 
     values = dataclasses.asdict(row)
     values["image"] = os.path.relpath(source / row.image, folder)
-    return ScoredImage(**values, scores={label: column[position] for label, column in columns.items()})
+    return ScoredImage(**values, scores=dict(scores))
