@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rewards.base import Reward
+from rewards.catalogue import markdown_table
 from rewards.console import comparison_lines, finding_lines, mean_lines
 from rewards.errors import InputError, RewardError
 from rewards.folder import score_folder
@@ -30,8 +31,13 @@ _ASKING = ("dsg", "pn_vqa", "tifa")
 
 
 @app.command("list")
-def list_command() -> None:
+def list_command(
+    markdown: Annotated[bool, typer.Option("--markdown", help="A table with weights, licences and scales.")] = False,
+) -> None:
     """Print the scorers that are built in, each with its scale."""
+    if markdown:
+        typer.echo(markdown_table(), nl=False)
+        return
     for name in available():
         if required := required_options(name):
             typer.echo(f"{name:<12} {'':<11} a model of your own; needs the option {', '.join(required)}")
