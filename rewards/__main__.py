@@ -1,4 +1,4 @@
-"""Command line: `rewards score FOLDER --rewards a,b`, `rewards compare A B`, `rewards questions` and `rewards list`."""
+"""Command line: `rewards score FOLDER --rewards a,b`, `compare A B`, `suite`, `questions` and `list`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from rewards.base import Reward
 from rewards.catalogue import markdown_table
-from rewards.console import comparison_lines, finding_lines, mean_lines
+from rewards.console import comparison_lines, defect_lines, finding_lines, mean_lines
 from rewards.errors import InputError, RewardError
 from rewards.folder import score_folder
 from rewards.options import scorer_specs
@@ -93,7 +93,7 @@ def score_command(
         write_table(table, descriptions, output)
     if report is not None:
         _write_report(report, [table])
-    for line in [*mean_lines(table), *finding_lines(table)]:
+    for line in [*mean_lines(table), *finding_lines(table), *(defect_lines(opened) if opened is not None else ())]:
         typer.echo(line)
     if strict and table.is_incomplete:
         raise typer.Exit(1)
@@ -112,6 +112,25 @@ def compare_command(
         typer.echo(line)
     if report is not None:
         _write_report(report, tables)
+
+
+@app.command("suite")
+def suite_command(
+    suite: Annotated[str, typer.Argument(help="compositional, or a published suite as NAME=FILE.")],
+    output: Annotated[Path | None, typer.Option(help="JSONL of id, prompt and category to write.")] = None,
+) -> None:
+    """Say what is in a suite of prompts, and everything that is wrong in its file, by id."""
+    from rewards.suites import write_prompts
+
+    _check_writable("--output", output)
+    opened = _open_suite(suite)
+    typer.echo(f"{opened.name}: {len(opened)} prompts, from {opened.source}; licence: {opened.licence}")
+    for category, count in opened.count_categories().items():
+        typer.echo(f"  {category or 'no category'}: {count}")
+    for line in defect_lines(opened, with_all=True):
+        typer.echo(line)
+    if output is not None:
+        write_prompts(opened, output)
 
 
 @app.command("questions")

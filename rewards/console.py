@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import TYPE_CHECKING
+
 from rewards.comparison import compare_tables
 from rewards.table import ScoreTable
+
+if TYPE_CHECKING:
+    from rewards.suites import Suite
 
 
 def mean_lines(table: ScoreTable) -> list[str]:
@@ -24,6 +30,17 @@ def finding_lines(table: ScoreTable) -> list[str]:
     for finding in table.findings:
         first = finding.first if len(finding.first) <= 200 else finding.first[:200] + "..."
         lines.append(f"{finding.label}: {finding.count}" + (f" (first: {first})" if finding.count else ""))
+    return lines
+
+
+def defect_lines(suite: Suite, *, with_all: bool = False) -> list[str]:
+    """Kinds of defects in a suite's file with their number and first id; with_all: every one, with what was found."""
+    lines = []
+    for kind, count in sorted(Counter(defect.kind for defect in suite.defects).items()):
+        found = [defect for defect in suite.defects if defect.kind == kind]
+        lines.append(f"suite {suite.name}, {kind}: {count} (first: {found[0].item})")
+        if with_all:
+            lines += [" ".join(filter(None, ("  " + one.item, one.question))) + f": {one.detail}" for one in found]
     return lines
 
 

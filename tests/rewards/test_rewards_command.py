@@ -245,3 +245,22 @@ def test_wrong_use_is_told_before_anything_is_scored(
     code, out, err = command("score", tmp_path, "--rewards", "brightness", *more)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
+
+
+def test_a_suite_tells_its_prompts_and_every_defect_by_id(
+    tmp_path: Path, command: Command, test_data: Callable[[str], Path]
+):
+    output = tmp_path / "prompts.jsonl"
+    code, out, _ = command("suite", f"dsg1k={test_data('dsg/dsg-1k-anns.csv')}", "--output", output)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].startswith("dsg1k: 1060 prompts, ")
+    cycles = next(at for at, line in enumerate(lines) if line.startswith("suite dsg1k, cycle: 3 "))
+    assert {line.split()[0] for line in lines[cycles + 1 : cycles + 4]} == {
+        "drawtext_45", "diffusiondb_16", "localized_narratives_50"
+    }  # fmt: skip
+    at = lines.index("suite dsg1k, missing_parent: 8 (first: tifa160_134)")
+    assert all(line.startswith("  tifa160_134 ") for line in lines[at + 1 : at + 9])
+    counts = [int(line.split(": ")[1].split()[0]) for line in lines if line.startswith("suite dsg1k, ")]
+    assert sum(counts) == 3 + 8 + 10 + 1 + 68 + 44
+    assert len(rows_of(output)) == 1060
