@@ -129,7 +129,8 @@ def _sampling(folder: Path) -> dict[str, Any]:
 
 
 def _identities(scorers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    return [(scorer["label"], f"{scorer['name']} {scorer['version']}") for scorer in scorers]
+    """Label and id of each scorer; name and version where a file has no ids."""
+    return [(one["label"], one.get("id") or f"{one['name']} {one['version']}") for one in scorers]
 
 
 def _column(rows: Mapping[Key, ScoredImage], label: str) -> dict[Key, float]:

@@ -195,11 +195,14 @@ def _score_batch(reward: Reward, batch: Sequence[GeneratedImage], source: Path) 
 
 def _describe(label: str, role: Role, reward: Reward, rows: Sequence[GeneratedImage]) -> dict[str, Any]:
     from rewards.base import TextLimited
+    from rewards.scoring import describe
+    from rewards.table_files import scorer_id
 
     truncated = reward.count_truncated([row.prompt for row in rows]) if isinstance(reward, TextLimited) else None
     return {
         "label": label or reward.name,
         "name": reward.name,
+        "id": scorer_id(describe(reward)),
         "version": reward.version,
         "scale": reward.scale,
         "higher_is_better": reward.higher_is_better,

@@ -153,8 +153,9 @@ def test_image_that_was_scored_twice_is_an_error(tmp_path: Path) -> None:
         [SCORERS[0]],
         [{**SCORERS[0], "version": "9"}, SCORERS[1]],
         [{**SCORERS[0], "name": "other"}, SCORERS[1]],
+        [{**SCORERS[0], "id": "other/1/weights"}, SCORERS[1]],
     ],
-    ids=["one less", "version", "name"],
+    ids=["one less", "version", "name", "weights"],
 )
 def test_arms_that_were_scored_differently_are_refused(tmp_path: Path, other: list[dict[str, Any]]) -> None:
     a, b = arm(tmp_path / "base", base), arm(tmp_path / "tuned", base, other)

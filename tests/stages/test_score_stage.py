@@ -82,6 +82,8 @@ def test_what_the_numbers_are_is_written_beside_them(tmp_path: Path) -> None:
     assert (brightness["label"], brightness["role"], brightness["higher_is_better"]) == ("brightness", "control", True)
     assert (words["label"], words["version"], words["role"]) == ("words", "3", "held_out")
     assert words["higher_is_better"] is False
+    assert words["id"].startswith("words/3/")
+    assert len({brightness["id"], words["id"]}) == 2
 
 
 def test_size_of_the_batches_changes_nothing(tmp_path: Path) -> None:
