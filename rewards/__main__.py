@@ -218,7 +218,7 @@ def _check_writable(option: str, path: Path | None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed or incomplete under --strict, 2 wrong input."""
+    """Run the command line and exit: 0 done, 1 failed or incomplete under --strict, 2 wrong input, 130 interrupted."""
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name="rewards", standalone_mode=False)
     except RewardError as error:
@@ -227,9 +227,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except typer.TyperException as error:
         typer.echo(f"Error: {error.format_message()}", err=True)
         sys.exit(2)
-    except typer.Abort:
+    if code == 130:
         typer.echo("interrupted; with --output or --cache the same command goes on from here.", err=True)
-        sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

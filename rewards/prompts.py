@@ -97,7 +97,7 @@ def pair_prompts(folder: Path, prompts: Path | None) -> Pairing:
 def _lines(path: Path) -> list[str]:
     try:
         # Not splitlines: it would also split at characters that a prompt may hold.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:

@@ -201,6 +201,20 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_file(tmp_p
     assert (tmp_path / "scores.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
+class Interrupted(Mortal):
+    """What Ctrl-C looks like to a scorer."""
+
+    def score(self, images: Sequence, prompts: Sequence[str] | None = None) -> np.ndarray:
+        raise KeyboardInterrupt
+
+
+def test_an_interruption_says_how_to_go_on(tmp_path: Path, command: Command, make_image: Callable[..., Image.Image]):
+    make_image(1).save(tmp_path / "a.png")
+    code, out, err = command("score", tmp_path, "--rewards", f"{__name__}:Interrupted")
+    assert (code, out) == (130, "")
+    assert "the same command goes on from here" in err
+
+
 def test_two_sets_are_compared_from_their_files(tmp_path: Path, command: Command):
     for name, level in (("dark", 40), ("light", 90)):
         folder = tmp_path / name

@@ -180,7 +180,8 @@ def test_command_line_counts_what_is_missing_and_goes_on(
 
 def test_command_line_takes_one_prompt_a_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     texts = tmp_path / "prompts.txt"
-    texts.write_text("".join(f"prompt {number}\n" for number in range(1, 13)))
+    # Windows editors put a byte-order mark first.
+    texts.write_text("".join(f"prompt {number}\n" for number in range(1, 13)), encoding="utf-8-sig")
     output = tmp_path / "scores.jsonl"
     code, _, _ = _run(capsys, "score", folder, "--prompts", texts, "--rewards", "brightness", "--output", output)
     assert code == 0
