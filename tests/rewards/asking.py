@@ -13,17 +13,21 @@ WORDS = ("red", "blue", "two", "a cat", "a dog", "many", "there", "the")
 
 
 class EveryPrompt:
-    """Eight yes/no questions about each prompt, the later ones hanging on the first."""
+    """Up to eight yes/no questions about each prompt, the later ones hanging on the first."""
+
+    def __init__(self, count: int = 8) -> None:
+        self.count = count
 
     def ask(self, prompts: Sequence[str]) -> QuestionBook:
-        items = [PromptQuestions(str(number), prompt, _questions(prompt)) for number, prompt in enumerate(prompts)]
+        asked = [_questions(prompt, self.count) for prompt in prompts]
+        items = [PromptQuestions(str(number), *one) for number, one in enumerate(zip(prompts, asked, strict=True))]
         return QuestionBook("every prompt", tuple(items))
 
     def fingerprint(self) -> dict[str, str]:
-        return {"questions": "every prompt/1"}
+        return {"questions": f"every prompt/{self.count}"}
 
 
-def _questions(prompt: str) -> tuple[Question, ...]:
+def _questions(prompt: str, count: int) -> tuple[Question, ...]:
     return tuple(
         Question(
             str(number),
@@ -32,7 +36,7 @@ def _questions(prompt: str) -> tuple[Question, ...]:
             parents=("0",) if number > 4 else (),
             negative=f"no {prompt} {word}?",
         )
-        for number, word in enumerate(WORDS)
+        for number, word in enumerate(WORDS[:count])
     )
 
 

@@ -104,7 +104,7 @@ def scorer_options(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "hpsv2": {"model": str(folder / "hps.pt"), "base": str(tiny_clip), "batch_size": 3},
         "image_reward": {"model": str(folder), "tokenizer": str(bert), "batch_size": 3},
         "pickscore": clip,
-        "pn_vqa": asking | {"vqa": blip},
+        "pn_vqa": asking | {"questions": {"name": "asking:EveryPrompt", "count": 2}, "vqa": blip},
         "reward_model": {"model": str(tiny_scorers.write_reward_model(folder / "reward", tiny_clip)), "batch_size": 3},
         "tifa": asking | {"nearest": "words"},
         "vqascore": {"vqa": blip, "batch_size": 5},

@@ -180,7 +180,7 @@ def test_gradient_points_uphill_and_the_model_gets_none(tiny_clip: Path, images:
     assert pixels.grad is not None
     step = 0.002 * pixels.grad.sign()
     assert scorer.score_tensor((pixels.detach() + step).clamp(0, 1), ["a cat"]) > before
-    assert all(p.grad is None for p in scorer._encoder._model.parameters())
+    assert all(p.grad is None for p in scorer.encoder.model.parameters())
 
 
 def test_autocast_of_the_caller_changes_nothing(tiny_clip: Path, images: list):
