@@ -17,9 +17,9 @@ from rewards.folder import score_folder
 from rewards.options import scorer_specs
 from rewards.prompts import Pairing, pair_prompts, read_prompts
 from rewards.registry import available, load, required_options
+from rewards.score_files import describe_all, read_table, write_table
+from rewards.score_table import ScoreTable
 from rewards.scoring import load_all
-from rewards.table import ScoreTable
-from rewards.table_files import describe_all, read_table, write_table
 
 if TYPE_CHECKING:
     from rewards.suites import Suite

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rewards.errors import InputError
-from rewards.table import Key, Row, ScorerFacts, ScoreTable
+from rewards.score_table import Key, Row, ScorerFacts, ScoreTable
 from rewards.tables import ScorerComparison, compare_scorers
 
 

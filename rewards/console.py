@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from rewards.comparison import compare_tables
-from rewards.table import ScoreTable
+from rewards.score_table import ScoreTable
 
 if TYPE_CHECKING:
     from rewards.suites import Suite

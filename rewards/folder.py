@@ -8,9 +8,9 @@ from pathlib import Path
 from rewards.base import Reward, TextLimited
 from rewards.prompts import Pairing
 from rewards.registry import load
+from rewards.score_files import facts_of
+from rewards.score_table import Row, ScoreTable
 from rewards.scoring import score_each
-from rewards.table import Row, ScoreTable
-from rewards.table_files import facts_of
 
 _BLANK = "blank"
 
@@ -28,7 +28,7 @@ def score_folder(
 ) -> ScoreTable:
     """Score all images of a pairing with all scorers; what cannot be scored is told in the table.
 
-    descriptions: of the scorers, see `table_files.describe_all`; cache: file of scores to go on from, and to extend
+    descriptions: of the scorers, see `score_files.describe_all`; cache: file of scores to go on from, and to extend
     with each batch; expects_prompts: whether an image without a prompt is a gap; on_image: called after each image.
     """
     asked = scorers if any(scorer.name == _BLANK for scorer in scorers) else [*scorers, load(_BLANK)]

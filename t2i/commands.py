@@ -10,7 +10,7 @@ from t2i.errors import ConfigError, DataError
 from t2i.resources import resolve_path
 
 if TYPE_CHECKING:
-    from rewards.table import ScoreTable
+    from rewards.score_table import ScoreTable
 
 
 def generate(
@@ -63,8 +63,8 @@ def score(
     from rewards.folder import score_folder
     from rewards.options import scorer_specs
     from rewards.prompts import Pairing
+    from rewards.score_files import describe_all
     from rewards.scoring import load_all
-    from rewards.table_files import describe_all
     from t2i.records import GeneratedImage, read_jsonl
     from t2i.stages.generate import GENERATIONS_FILE
     from t2i.stages.score import write_scores

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rewards.comparison import compare_tables, pairs
 from rewards.errors import InputError
 from rewards.report.model import Panel, Report, ScorerSection, SetSummary, Shown
-from rewards.table import Row, ScorerFacts, ScoreTable
+from rewards.score_table import Row, ScorerFacts, ScoreTable
 from rewards.tables import Correlation, correlations
 
 LEVEL = 0.95

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewards.comparison import TableComparison
-from rewards.table import Finding, ScorerFacts
+from rewards.score_table import Finding, ScorerFacts
 from rewards.tables import Correlation, MeanRow
 
 

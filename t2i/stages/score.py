@@ -195,8 +195,8 @@ def _score_batch(reward: Reward, batch: Sequence[GeneratedImage], source: Path) 
 
 def _describe(label: str, role: Role, reward: Reward, rows: Sequence[GeneratedImage]) -> dict[str, Any]:
     from rewards.base import TextLimited
+    from rewards.score_files import scorer_id
     from rewards.scoring import describe
-    from rewards.table_files import scorer_id
 
     truncated = reward.count_truncated([row.prompt for row in rows]) if isinstance(reward, TextLimited) else None
     return {

@@ -16,9 +16,9 @@ from PIL import Image
 
 from rewards.__main__ import main
 from rewards.errors import InputError
+from rewards.score_files import read_table
 from rewards.suites import load_suite
 from rewards.suites.pairing import pair_suite
-from rewards.table_files import read_table
 
 Command = Callable[..., tuple[int, str, str]]
 

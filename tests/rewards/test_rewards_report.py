@@ -13,7 +13,7 @@ from rewards.comparison import compare_tables, pairs
 from rewards.errors import InputError
 from rewards.report import collect, render, write_report
 from rewards.report.charts import histogram, interval_mark
-from rewards.table import Row, ScorerFacts, ScoreTable
+from rewards.score_table import Row, ScorerFacts, ScoreTable
 
 FACTS = (
     ScorerFacts("like", "like/1/aa", "likes, 0 to 1", needs_prompt=True, higher_is_better=True),

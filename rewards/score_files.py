@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rewards.base import Reward
 from rewards.errors import InputError
+from rewards.score_table import Row, ScorerFacts, ScoreTable
 from rewards.scoring import describe, plain_float
-from rewards.table import Row, ScorerFacts, ScoreTable
 
 
 def scorer_id(description: Mapping[str, object]) -> str:

@@ -6,7 +6,7 @@ absent from its row; nothing is ever filled in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -123,8 +123,3 @@ def _names(rows: Sequence[Row], holds: Callable[[Row], bool]) -> list[str]:
 
 def _finding(label: str, found: Sequence[str], *, is_gap: bool = True) -> Finding:
     return Finding(label, len(found), found[0] if found else "", is_gap)
-
-
-def prompt_of_key(key: Hashable) -> Hashable:
-    """The unit that is resampled: the prompt."""
-    return key[0] if isinstance(key, tuple) else key
