@@ -175,6 +175,22 @@ def export_command(
     typer.echo(f"{output}: {export(weights, model, to, output, precision=precision)}")
 
 
+@app.command("doctor")
+def doctor_command(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of the model that is to be trained.")],
+) -> None:
+    """Check on this machine, in a minute, that preference training of a model does what it should."""
+    from t2i.doctor import examine
+
+    failed = 0
+    for check in examine(model):
+        verdict = "ok    " if check.passed else "FAILED"
+        typer.echo(f"{verdict}  {check.name}: off by {check.error:.2g}, at most {check.limit:.2g} is allowed")
+        failed += not check.passed
+    if failed:
+        raise typer.Exit(1)
+
+
 @recipes_app.callback()
 def _recipes(ctx: typer.Context) -> None:
     """List the shipped recipes (as `t2i recipes list`)."""

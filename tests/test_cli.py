@@ -33,6 +33,7 @@ OPTIONS = {
     "generate": ["--model", "prompts", "--suite", "--adapter", "--steps", "--guidance", "--images", "--seed"],
     "score": ["generations", "--scorers", "--output", "--option", "--report", "--strict"],
     "export": ["weights", "--model", "--to", "--output", "--precision"],
+    "doctor": ["model"],
     "recipes": [],
     "recipes list": [],
     "recipes show": ["name"],

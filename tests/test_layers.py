@@ -18,7 +18,7 @@ LAYERS = (
     {"objectives", "families", "shapes", "rewards"},
     {"training", "sampling", "data", "captioners", "lora", "export", "report"},
     {"stages"},
-    {"recipe", "expansion", "changes", "provenance", "rundir", "engine", "inspection", "starter", "commands"},
+    {"recipe", "expansion", "changes", "provenance", "rundir", "engine", "inspection", "starter", "commands", "doctor"},
     {"cli"},
     {"__init__"},
 )
