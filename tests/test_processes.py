@@ -62,6 +62,16 @@ def start(recipe: Path, root: Path, *overrides: str, processes: int = 2) -> subp
     )
 
 
+def wait_for_training(run: subprocess.Popen[str], root: Path) -> None:
+    """Return when a run has made a step."""
+    deadline = time.monotonic() + 240
+    files = lambda: [path for path in root.glob("shared/train-*/metrics.jsonl") if path.stat().st_size]  # noqa: E731
+    while not files() and time.monotonic() < deadline:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.wait(timeout=0.1)
+            pytest.fail(f"ended with {run.returncode}")
+
+
 def trained(root: Path) -> dict[str, Tensor]:
     [path] = root.glob("shared/train-*/adapter/*.safetensors")
     return load_file(path)
@@ -95,18 +105,32 @@ def test_two_processes_of_four_learn_what_one_of_eight_learns(
 
 
 def test_signal_to_torchrun_stops_all_processes_after_the_same_step(recipe: Path, tmp_path: Path) -> None:
-    run = start(recipe, tmp_path, "train.loop.steps=100000")
-    deadline = time.monotonic() + 240
-    while not list(tmp_path.glob("shared/train-*/metrics.jsonl")) and time.monotonic() < deadline:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            run.wait(timeout=0.1)
-            pytest.fail(run.communicate()[0])
+    run = start(recipe, tmp_path, "train.loop.steps=100000", "train.loop.log_every=1")
+    wait_for_training(run, tmp_path)
     run.send_signal(signal.SIGTERM)
     printed, _ = run.communicate(timeout=120)
     [checkpoint] = sorted(tmp_path.glob("shared/train-*/checkpoints/step-*"))[-1:]
     step = int(checkpoint.name.removeprefix("step-"))
     assert run.returncode != 0
     assert printed.count(f"SIGTERM: stopped after step {step} of 100000") == 2, printed
+
+
+def test_signal_to_data_workers_too_stops_the_run_with_a_checkpoint(recipe: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "T2I_RUNS": str(tmp_path)}
+    overrides = ["train.loop.steps=100000", "train.loop.workers=1", "train.loop.log_every=1"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "t2i.cli", "run", str(recipe), *overrides],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    wait_for_training(run, tmp_path)
+    os.killpg(run.pid, signal.SIGTERM)
+    _, printed = run.communicate(timeout=120)
+    assert run.returncode == 128 + signal.SIGTERM, printed
+    assert "SIGTERM: stopped after step" in printed
+    assert list(tmp_path.glob("shared/train-*/checkpoints/step-*"))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,8 +83,16 @@ class KeyedBatches:
             collate_fn=self.examples.collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=False,
+            worker_init_fn=_outlive_signals,
         )
         return iter(loader)
+
+
+def _outlive_signals(worker: int) -> None:
+    """Leave it to the training process to end: terminals and schedulers send their signals to all processes at once,
+    and it needs its workers until the step is done. They end when it asks them to, or is gone."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Indexed(Dataset[Any]):
