@@ -127,7 +127,7 @@ class RunDirectory:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_damaged(folder)
         (folder / DONE).unlink(missing_ok=True)
-        for leftover in list(folder.rglob(".*.tmp")):
+        for leftover in [*folder.rglob(".*.tmp"), *folder.rglob(".*.draft*")]:
             if leftover.is_dir():
                 shutil.rmtree(leftover)
             else:

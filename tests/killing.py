@@ -322,8 +322,8 @@ def content(path: Path) -> object:
 
 
 def untimed(facts: Any) -> dict[str, object]:
-    """Facts of a stage without what was measured."""
-    return {name: value for name, value in facts.items() if name != "measured"}
+    """Facts of a stage without what was measured, and what was estimated from the machine's speed."""
+    return {name: value for name, value in facts.items() if name not in ("estimated", "measured")}
 
 
 def differences(found: Mapping[str, dict[str, object]], whole: Mapping[str, dict[str, object]]) -> list[str]:

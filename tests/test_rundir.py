@@ -76,9 +76,10 @@ def test_an_interrupted_stage_is_resumed_and_finished_ones_are_kept(tmp_path: Pa
     assert second == "resume: interrupted run found"
     [folder] = (tmp_path / "runs" / "demo").glob("train-*")
     (folder / ".weights.txt.123.tmp").write_text("half of a file that a killed run left")
+    (folder / ".1f2e.draft.safetensors").write_text("an export that a killed run had not checked")
     planned = run(load(tmp_path, RECIPE), tmp_path / "runs", silent())
     assert planned[1].folder == folder
-    assert not list(folder.glob(".*.tmp"))
+    assert not list(folder.glob(".*"))
     assert json.loads((folder / "provenance.json").read_text())["is_resumed"] is True
 
 
