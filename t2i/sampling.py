@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +31,7 @@ class SamplingSettings(FrozenModel):
     guidance_scale: float = Field(default=7.5, ge=0)
     """Classifier-free guidance; 1 switches it off."""
     negative_prompt: str = ""
-    """What guidance leads away from."""
+    """What guidance leads away from; what the model was trained to without a caption if empty."""
     scheduler: Literal["checkpoint", "ddim", "dpmsolver++", "euler"] = "checkpoint"
     """Sampler; `checkpoint` keeps the one that the model comes with."""
     width: int | None = Field(default=None, gt=0, multiple_of=8)
@@ -49,6 +49,8 @@ class Sampler:
     pipeline: Any
     """A diffusers pipeline; their base class declares no call."""
     settings: SamplingSettings
+    options: Mapping[str, object] = field(default_factory=dict)
+    """Arguments of the pipeline's call by which it treats prompts as training does; see `ModelFamily`."""
 
     @classmethod
     def load(
@@ -60,7 +62,8 @@ class Sampler:
         from t2i import lora
         from t2i.families import load_family
 
-        pipeline = load_family(model, revision=revision).pipeline
+        family = load_family(model, revision=revision)
+        pipeline: Any = family.pipeline
         if settings.scheduler != "checkpoint":
             pipeline.scheduler = _scheduler(settings.scheduler, pipeline.scheduler.config)
         if adapter is not None:
@@ -69,7 +72,7 @@ class Sampler:
                 lora.set_strength(pipeline, settings.lora_scale)
         if torch.cuda.is_available():
             pipeline.to("cuda")
-        return cls(pipeline, settings)
+        return cls(pipeline, settings, family.sampling_options)
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """One image per prompt and seed, in one batch. The same batch on the same machine gives the same bits.
@@ -79,16 +82,20 @@ class Sampler:
         import numpy as np
 
         settings = self.settings
+        options = dict(self.options)
+        if settings.negative_prompt:
+            # Where there is none the pipeline's own is right: for SDXL zeros, as for captions dropped in training.
+            options["negative_prompt"] = [settings.negative_prompt] * len(prompts)
         with deterministic_kernels():
             arrays = self.pipeline(
                 prompt=list(prompts),
-                negative_prompt=[settings.negative_prompt] * len(prompts),
                 generator=[sampling_generator(seed) for seed in seeds],
                 num_inference_steps=settings.steps,
                 guidance_scale=settings.guidance_scale,
                 width=settings.width,
                 height=settings.height,
                 output_type="np",
+                **options,
             ).images
         bad = [seed for seed, array in zip(seeds, arrays, strict=True) if not np.isfinite(array).all()]
         if bad:

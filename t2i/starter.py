@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from t2i.captioners import FilesCaptioner
 from t2i.data.images import list_images
-from t2i.errors import ConfigError, DataError
+from t2i.errors import ConfigError, DataError, ModelError
 from t2i.records import write_text
+from t2i.resources import resolve_path
 
 _TEMPLATE = """\
 # Teach {model_plain} what the pictures in {folder_plain} look like.
@@ -39,14 +41,18 @@ stages:
     data_from: caption
     require: [caption]
     max_aspect: 3
-
+{min_side}
   - type: train
     data_from: filter
     captions: {{caption: 1}}
+{resolution}    # Captions are encoded once, before training; then the text encoders leave the GPU.
+    cache: {{text: true}}
     trained:
       type: lora
       # Width of the adapter: 4 to 32 for a style or subject.
       rank: 16
+      # The model itself is held in bf16, half the memory.
+      base_bits: 16
     optimizer:
       # 1e-4 is usual for a LoRA; lower it if the pictures come out harsh.
       learning_rate: 1e-4
@@ -57,6 +63,7 @@ stages:
       batch_size: 4
       # Pictures at once in memory; lower it if memory runs out, the result stays the same.
       micro_batch_size: 1
+      precision: bf16
 
   # The same prompts and seeds without and with the LoRA, so that you see what it changed.
   - type: generate
@@ -66,23 +73,51 @@ stages:
       prompts:
 {prompts}
     images_per_prompt: 2
-  - type: generate
+{sampling}  - type: generate
     name: after
     weights_from: train
     prompts: *prompts
     images_per_prompt: 2
-
-  # Files for diffusers, and for interfaces that read the kohya layout.
+{sampling_again}
+  # Files for other tools; the recipes of the families say which tool reads which.
   - type: export
     weights_from: train
-    layouts: [diffusers, kohya]
+    layouts: {layouts}
 """
 
 
-def write_starter(folder: str, model: str, output: Path) -> str:
-    """Write a commented recipe for a folder of pictures; returns what was found, for the screen.
+@dataclass(frozen=True)
+class FamilyAdvice:
+    """What a starter recipe says for a family beyond what its checkpoint tells."""
 
-    Raises DataError if the folder holds no pictures, and ConfigError rather than overwrite a file.
+    guidance_scale: float
+    """The default of the family's diffusers pipeline."""
+    layouts: tuple[str, ...]
+
+
+ADVICE = {
+    "sd1": FamilyAdvice(7.5, ("diffusers", "kohya")),
+    "sdxl": FamilyAdvice(5.0, ("diffusers", "kohya")),
+    "pixart": FamilyAdvice(4.5, ("peft",)),
+    "sd3": FamilyAdvice(7.0, ("diffusers", "kohya")),
+    "flux": FamilyAdvice(3.5, ("diffusers", "kohya")),
+}
+"""By name of the family."""
+
+
+@dataclass(frozen=True)
+class _Recognised:
+    """What a checkpoint is."""
+
+    family: str
+    size_px: int
+
+
+def write_starter(folder: str, model: str, output: Path) -> str:
+    """Write a commented recipe for a folder of pictures and a model; returns what was found, for the screen.
+
+    The model's family and size are read from its files. Raises DataError if the folder holds no pictures, ModelError
+    for a local checkpoint that cannot be trained, and ConfigError rather than overwrite a file.
     """
     if output.exists():
         raise ConfigError(f"{output} exists; move it away, or write elsewhere with --output.")
@@ -91,6 +126,11 @@ def write_starter(folder: str, model: str, output: Path) -> str:
     pictures = list_images(Path(folder).expanduser())
     captions = _captions(pictures)
     found = f"{len(pictures)} pictures, {len(captions)} of them with a caption in a .txt file beside it"
+    recognised = _recognise(model)
+    known = "could not be looked at, so that its size and sampling are left to be filled in"
+    if recognised is not None:
+        known = f"is of family {recognised.family}, made for {recognised.size_px} px"
+    found = f"{found}; the model {known}"
     prompts = captions[:4] or ["a picture as you would describe it"]
     text = _TEMPLATE.format(
         folder=json.dumps(folder),
@@ -100,9 +140,37 @@ def write_starter(folder: str, model: str, output: Path) -> str:
         output=output,
         found=found,
         prompts="\n".join(f"        - {json.dumps(prompt, ensure_ascii=False)}" for prompt in prompts),
+        **_family_lines(recognised),
     )
     write_text(output, text)
     return found
+
+
+def _recognise(model: str) -> _Recognised | None:
+    """Family and size, from the small files of a checkpoint; None for a hub model that cannot be reached."""
+    from t2i.families.outline import outline_family
+
+    try:
+        family = outline_family(model)
+    except ModelError:
+        if resolve_path(model).exists() or model.startswith(("pkg:", "/", ".", "~")):
+            raise
+        return None
+    return _Recognised(family.facts.name, family.default_size)
+
+
+def _family_lines(recognised: _Recognised | None) -> dict[str, str]:
+    """Lines of the recipe that depend on what the model is, each with its own line end."""
+    if recognised is None:
+        return {"min_side": "", "resolution": "", "sampling": "", "sampling_again": "", "layouts": "[diffusers]"}
+    advice, size = ADVICE[recognised.family], recognised.size_px
+    return {
+        "min_side": f"    # Nothing is ever enlarged.\n    min_side: {size}\n",
+        "resolution": f"    # Side of the squares in pixels; lower takes less memory.\n    resolution: {size}\n",
+        "sampling": f"    sampling: &sampling {{guidance_scale: {advice.guidance_scale:g}}}\n",
+        "sampling_again": "    sampling: *sampling\n",
+        "layouts": f"[{', '.join(advice.layouts)}]",
+    }
 
 
 def _captions(pictures: list[Path]) -> list[str]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny
+import tiny_flow
 import typer.main
 from engine_stages import STAGE_TYPES as TEST_STAGES
 from PIL import Image
@@ -15,6 +18,7 @@ from typer.core import TyperGroup
 from typer.testing import CliRunner, Result
 
 from t2i import cli
+from t2i.recipe import Recipe
 from t2i.stages import STAGE_TYPES
 
 REPOSITORY = Path(__file__).parent.parent
@@ -179,6 +183,53 @@ def test_init_writes_a_recipe_that_plans(tmp_path: Path, monkeypatch: pytest.Mon
     again = t2i("init", "my pictures", "--model", "org/model")
     assert (again.exit_code, again.stderr[:32]) == (2, "ConfigError: recipe.yaml exists;")
     assert t2i("init", "nowhere", "--model", "org/model", "--output", "b.yaml").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "family", "size", "guidance"),
+    [
+        (tiny.sd1, "sd1", 32, 7.5),
+        (tiny.sdxl, "sdxl", 32, 5.0),
+        (tiny_flow.pixart, "pixart", 32, 4.5),
+        (tiny_flow.sd3, "sd3", 32, 7.0),
+        (tiny_flow.flux, "flux", 256, 3.5),
+    ],
+)
+def test_init_recognises_the_checkpoint_and_the_recipe_passes_inspection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Callable[[], Path], family: str, size: int, guidance: float
+) -> None:
+    from t2i.stages.generate import Generate
+    from t2i.stages.train import Train
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("T2I_RUNS", raising=False)
+    for number in range(4):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        Image.new("RGB", (300, 300), (number, 0, 0)).save(tmp_path / f"pictures/{number}.png")
+        (tmp_path / f"pictures/{number}.txt").write_text("a cat\n")
+    written = t2i("init", "pictures", "--model", str(model()))
+    assert written.exit_code == 0, written.output
+    assert f"is of family {family}, made for {size} px" in written.stdout
+    stages = {stage.label: stage for stage in Recipe.load(tmp_path / "recipe.yaml").stages}
+    assert isinstance(train := stages["train"], Train)
+    assert train.resolution == size
+    for name in ("before", "after"):
+        assert isinstance(generate := stages[name], Generate)
+        assert generate.sampling.guidance_scale == guidance
+    inspected = t2i("inspect", "recipe.yaml")
+    assert inspected.exit_code == 0, inspected.output
+    assert f"train.family: {family}" in inspected.stdout
+
+
+def test_init_refuses_a_local_model_that_cannot_be_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures/a.png")
+    (tmp_path / "model.ckpt").write_bytes(b"\x80\x02 a pickle")
+    result = t2i("init", "pictures", "--model", "./model.ckpt")
+    assert result.exit_code == 2
+    assert "pickled checkpoint" in result.stderr
+    assert not (tmp_path / "recipe.yaml").exists()
 
 
 def test_shipped_recipes_are_found_by_name(folder: Path) -> None:

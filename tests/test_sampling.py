@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import tiny
+import tiny_flow
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
@@ -118,3 +120,39 @@ def test_image_that_is_not_finite_is_an_error_that_names_its_seed(adapter: Path,
 def test_missing_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such LoRA file"):
         painted(settings(), tmp_path / "none.safetensors")
+
+
+UNCLEANED = {"clean_caption": False, "use_resolution_binning": False, "max_sequence_length": 300}
+FAMILY_CALLS: dict[str, tuple[Callable[[], Path], dict[str, Any]]] = {
+    "sdxl": (tiny.sdxl, {}),
+    "pixart": (lambda: tiny_flow.pixart("sigma"), UNCLEANED),
+    "sd3": (tiny_flow.sd3, {"max_sequence_length": 256}),
+    "flux": (tiny_flow.flux, {"max_sequence_length": 512}),
+}
+"""Family -> its tiny checkpoint, and what plain diffusers must be told to treat prompts as training does."""
+
+
+@pytest.mark.parametrize("family", FAMILY_CALLS)
+def test_every_family_paints_the_pixels_of_plain_diffusers_without_a_negative_prompt(family: str) -> None:
+    build, options = FAMILY_CALLS[family]
+    size = {"guidance_scale": 3.0, "width": 32, "height": 32}
+    pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(build())
+    pipeline.set_progress_bar_config(disable=True)
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in SEEDS]
+    theirs = pipeline(list(PROMPTS), generator=generators, num_inference_steps=3, **size, **options).images
+    assert same(Sampler.load(str(build()), settings(**size)).generate(PROMPTS, SEEDS), theirs)
+
+
+def test_without_a_negative_prompt_sdxl_leads_away_from_zeros_as_dropped_captions_trained_it() -> None:
+    sampler = Sampler.load(str(tiny.sdxl()), settings(guidance_scale=3.0))
+    images = sampler.generate(PROMPTS, SEEDS)
+    pipeline = sampler.pipeline
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in SEEDS]
+    embeds, _, pooled, _ = pipeline.encode_prompt(list(PROMPTS), do_classifier_free_guidance=False)
+    given = {
+        "prompt_embeds": embeds,
+        "pooled_prompt_embeds": pooled,
+        "negative_prompt_embeds": torch.zeros_like(embeds),
+        "negative_pooled_prompt_embeds": torch.zeros_like(pooled),
+    }
+    assert same(images, pipeline(**given, generator=generators, num_inference_steps=3, guidance_scale=3.0).images)

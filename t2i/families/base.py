@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -129,6 +129,11 @@ class ModelFamily(Protocol):
     @property
     def default_size(self) -> int:
         """Side in pixels of the square images that the checkpoint is made for."""
+        ...
+
+    @property
+    def sampling_options(self) -> Mapping[str, object]:
+        """Arguments of the pipeline's call by which it treats prompts and sizes as training does."""
         ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:

@@ -13,7 +13,7 @@ Conventions (diffusers `StableDiffusionPipeline`):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -69,6 +69,11 @@ class SD1:
     @property
     def default_size(self) -> int:
         return native_size(self.pipeline)
+
+    @property
+    def sampling_options(self) -> Mapping[str, object]:
+        """None: the pipeline treats prompts as training does."""
+        return {}
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         encoder = self.pipeline.text_encoder

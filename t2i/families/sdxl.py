@@ -19,7 +19,7 @@ Conventions (diffusers `StableDiffusionXLPipeline`; Podell et al. 2023, arXiv:23
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -80,6 +80,11 @@ class SDXL:
     @property
     def default_size(self) -> int:
         return native_size(self.pipeline)
+
+    @property
+    def sampling_options(self) -> Mapping[str, object]:
+        """None: the pipeline treats prompts as training does."""
+        return {}
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         hidden, pooled = [], None

@@ -29,7 +29,7 @@ class Generate(Stage):
     are paired.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     produces: ClassVar[str] = "generations"
     accepts: ClassVar[dict[str, tuple[str, ...]]] = {"weights_from": ("weights",)}
 
