@@ -107,6 +107,14 @@ WRONG_RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("generate.sampling.width: ", "multiple of 8 (got 30)"),
     ),
     "no model": ("model=null", ("train: no model; set `model` here or at the top of the recipe",)),
+    "half precision": (
+        "train.loop.precision=fp16",
+        ("train.loop.precision: unknown value 'fp16'; did you mean 'bf16'?",),
+    ),
+    "rank 0 of some modules": (
+        'train.trained.modules=[{"match":"to_q","rank":0}]',
+        ("train.trained.modules.0.rank: ", "greater than or equal to 1 (got 0)"),
+    ),
     "uneven batch": ("train.loop.micro_batch_size=3", ("batch_size 2", "micro_batch_size 3")),
 }
 
@@ -180,6 +188,35 @@ def other_pipeline(folder: Path) -> str:
     return "model=./model"
 
 
+def pickled_file(folder: Path) -> str:
+    import torch
+
+    torch.save({"state_dict": {"weight": torch.zeros(2)}}, folder / "model.ckpt")
+    return "model=./model.ckpt"
+
+
+def pickled_component(folder: Path) -> str:
+    import torch
+
+    shutil.copytree(tiny.sd1(), folder / "model")
+    (folder / "model/unet/diffusion_pytorch_model.safetensors").unlink()
+    torch.save({"weight": torch.zeros(2)}, folder / "model/unet/diffusion_pytorch_model.bin")
+    return "model=./model"
+
+
+def no_captions(folder: Path) -> None:
+    for path in (folder / "photographs").glob("*.txt"):
+        path.unlink()
+
+
+def one_tall_image(folder: Path) -> str:
+    from PIL import Image
+
+    Image.new("RGB", (40, 80)).save(folder / "photographs/tall.png")
+    (folder / "photographs/tall.txt").write_text("a cat")
+    return "train.buckets={step: 8, max_aspect: 3, upscale: true}"
+
+
 def empty_prompts(folder: Path) -> str:
     (folder / "prompts.txt").write_text("\n \n")
     return "generate.prompts={type: file, path: prompts.txt}"
@@ -215,6 +252,20 @@ TROUBLES: dict[str, Trouble] = {
         lambda folder: (folder / "photographs/coffee.txt").write_bytes(b"\xff\xfe\x00") and None,
         ("photographs/coffee.png: coffee.txt cannot be read as UTF-8 text",),
     ),
+    "no captions at all": Trouble(
+        no_captions,
+        (
+            "3 of 3 images got no caption",
+            "astronaut.png: no caption file astronaut.txt",
+            "chelsea.png: no caption file chelsea.txt",
+            "coffee.png: no caption file coffee.txt",
+        ),
+    ),
+    "batch larger than a bucket": Trouble(
+        one_tall_image,
+        ("a batch of 2 is larger than the number of images in 2 buckets: 24x40 (1), ", "Lower loop.batch_size"),
+        CAPTIONED,
+    ),
     "all images dropped": Trouble(
         lambda folder: "filter.min_side=1000",
         ("all 3 images were dropped", "'min_side': 3", "dropped.jsonl"),
@@ -227,6 +278,25 @@ TROUBLES: dict[str, Trouble] = {
     ),
     "resolution not a multiple": Trouble(
         lambda folder: "train.resolution=30", ("resolution: 30 is not a multiple of 4",)
+    ),
+    "bucket step not a multiple": Trouble(
+        lambda folder: "train.buckets={step: 2}", ("buckets.step: 2 is not a multiple of 4, which this model needs",)
+    ),
+    "pattern that matches no module": Trouble(
+        lambda folder: "train.trained.modules=[{match: to_w}]",
+        ("trained.modules: 'to_w' matches no layer of unet; nearest: ", "to_"),
+    ),
+    "noise setting of another model": Trouble(
+        lambda folder: "train.objective={zero_terminal_snr: true}",
+        ("zero_terminal_snr: the model predicts epsilon", "needs a v_prediction checkpoint"),
+    ),
+    "pickled checkpoint": Trouble(
+        pickled_file,
+        ("model.ckpt: a pickled checkpoint, which may run code", "python -m t2i.families.unpickle model.ckpt"),
+    ),
+    "pickled component": Trouble(
+        pickled_component,
+        ("model.bin: a pickled checkpoint", "python -m t2i.families.unpickle diffusion_pytorch_model.bin"),
     ),
     "unknown LoRA target": Trouble(
         lambda folder: "train.trained.targets=[to_q, to_w]",
