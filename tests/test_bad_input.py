@@ -246,11 +246,11 @@ TROUBLES: dict[str, Trouble] = {
     ),
     "caption of several lines": Trouble(
         lambda folder: (folder / "photographs/coffee.txt").write_text("a\nb\n") and None,
-        ("photographs/coffee.png: coffee.txt has 2 lines; expected one caption on one line",),
+        ("photographs/coffee.png: ", "coffee.txt: 2 lines"),
     ),
     "caption that is no text": Trouble(
         lambda folder: (folder / "photographs/coffee.txt").write_bytes(b"\xff\xfe\x00") and None,
-        ("photographs/coffee.png: coffee.txt cannot be read as UTF-8 text",),
+        ("photographs/coffee.png: ", "photographs/coffee.txt: UTF-16 text; save it as UTF-8"),
     ),
     "no captions at all": Trouble(
         no_captions,

@@ -134,6 +134,12 @@ def test_inspect_refuses_what_the_run_would_refuse(folder: Path, override: str) 
     assert inspected.stderr.splitlines()[-1] == ran.stderr.splitlines()[-1]
 
 
+def test_sets_of_images_may_each_name_their_captions(folder: Path) -> None:
+    own = ("train.captions={}", "train.datasets=[{captions: {caption: 1}}]")
+    assert facts(t2i("inspect", "mine.yaml", *own))["train.images"] == "7"
+    assert t2i("run", "mine.yaml", "train.loop.steps=1", *own).exit_code == 0
+
+
 def test_inspect_names_a_model_that_cannot_be_had(folder: Path) -> None:
     result = t2i("inspect", "mine.yaml", "model=nobody/nothing")
     assert result.exit_code == 2
@@ -153,7 +159,9 @@ def test_captions_that_a_model_is_to_write_are_not_judged(folder: Path) -> None:
     files = "data: {type: folder, path: photographs}, captioner: {type: files}"
     shapes = "data: {type: shapes, count: 4}, captioner: {type: shapes, kind: short}"
     (folder / "mine.yaml").write_text(text.replace(files, shapes).replace("{caption: 1}", "{short: 1}"))
-    assert facts(t2i("inspect", "mine.yaml"))["train.images"] == "known once the stages before have run"
+    found = facts(t2i("inspect", "mine.yaml"))
+    assert (found["train.images"], found["train.images per bucket.32x32"]) == ("4", "4")
+    assert not any("longer than the text encoder" in name for name in found)
 
 
 def test_the_report_shows_the_estimate_beside_the_measurement(tmp_path: Path) -> None:

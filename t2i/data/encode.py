@@ -179,7 +179,7 @@ def _encode(
         views = [framing.view(record, number, row) for row, record, number in records]
         pixels = [to_pixels(view.of(images.open(row))) for view, (row, _, _) in zip(views, records, strict=True)]
         posterior = family.encode_images(torch.stack(pixels).to(device))
-        parts["mean"].append(posterior.mean.float().cpu())
+        parts["mean"].append(_finite(posterior.mean.float().cpu(), [row.image for row, _, _ in records]))
         if framing.posterior == "sample":
             parts["std"].append(posterior.std.float().cpu())
         if framing.masks is not None:
@@ -188,6 +188,17 @@ def _encode(
             masks = [latent_mask(p, v, size, framing.masks.outside) for p, v in zip(paths, views, strict=True)]
             parts["mask"].append(torch.stack(masks))
     return {name: torch.cat(tensors) for name, tensors in parts.items() if tensors}
+
+
+def _finite(means: Tensor, images: Sequence[str]) -> Tensor:
+    """The latents, if all are numbers. Raises RunError that names the images of which they are not."""
+    broken = [image for image, mean in zip(images, means, strict=True) if not torch.isfinite(mean).all()]
+    if broken:
+        raise RunError(
+            f"the autoencoder's latents of {', '.join(broken[:5])} are not finite: it overflows or its weights are "
+            "broken; take another checkpoint or, for SDXL in half precision, one with the fp16 fix."
+        )
+    return means
 
 
 class _Images:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from t2i.data.formats.base import FormatSource, Row
 from t2i.data.formats.hub import HubSource
-from t2i.data.sources import FolderSource, ImageSource, RecordsSource, iterate_records
+from t2i.data.sources import FolderSource, ImageSource, RecordsSource, ShapesSource, iterate_records
 from t2i.errors import DataError
 from t2i.records import CaptionedImage
 from t2i.resources import resolve_path
@@ -33,6 +33,12 @@ def preview_source(source: ImageSource) -> Preview | None:
         return Preview(list(iterate_records(resolve_path(source.path))))
     if isinstance(source, FormatSource) and not isinstance(source, HubSource):
         return Preview(_rows(source))
+    if isinstance(source, ShapesSource):
+        from t2i.shapes.scenes import IMAGE_SIZE_PX
+
+        rows = [CaptionedImage("", f"shapes scene {source.first + n}", IMAGE_SIZE_PX, IMAGE_SIZE_PX)
+                for n in range(source.count)]  # fmt: skip
+        return Preview(rows, has_captions=False)
     return None
 
 

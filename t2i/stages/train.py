@@ -266,8 +266,8 @@ class Train(Stage):
         model = str(context.input("model_from") / MODEL_FOLDER) if self.model_from else self.model or ""
         settings = self._settings_of_run(model, context)
         settings = dataclasses.replace(settings, pairs=self._pairs(context), held_out_pairs=self._held_out(context))
-        estimate = self._estimate(settings)
         task = build_task(settings, self.objective)
+        estimate = self._estimate(settings)
         batches = KeyedBatches(
             task.examples,
             context.seed,
@@ -360,7 +360,7 @@ class Train(Stage):
         return saved | facts
 
     def _estimate(self, settings: TaskSettings) -> dict[str, JsonValue] | None:
-        """What training a denoiser will take, said before its weights are loaded; refuses what cannot be trained."""
+        """What training a denoiser will take, by arithmetic; None for other models."""
         if not isinstance(self.objective, Denoising):
             return None
         from t2i.training.inspection import estimate_before
@@ -408,8 +408,11 @@ class Train(Stage):
         from t2i.training.tasks import TaskSettings
 
         lengths = [len(table) for table in tables]
+        datasets = make_datasets(lengths, self.datasets, self.captions, self.caption_dropout, self.trigger_words)
         kinds = {PROMPT: 1.0} if self.pairs or self.pairs_from else dict(self.captions)
-        mix = CaptionMix(kinds, self.caption_dropout, self.trigger_words) if kinds else None
+        mix = datasets[0].mix if self.datasets else None
+        if kinds:
+            mix = CaptionMix(kinds, self.caption_dropout, self.trigger_words)
         return TaskSettings(
             model=model,
             revision=self.revision,
@@ -422,7 +425,7 @@ class Train(Stage):
             seed=seed,
             folder=folder,
             encode_batch_size=self.encode_batch_size,
-            datasets=make_datasets(lengths, self.datasets, self.captions, self.caption_dropout, self.trigger_words),
+            datasets=datasets,
             buckets=self.buckets,
             views=self.views,
             masks=self.masks,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 from fractions import Fraction
 from pathlib import Path
@@ -120,6 +121,13 @@ def test_changed_settings_miss_the_cache(
     assert family.encoded == []
     encoded(family, framed(pictures[1:3], **change), tmp_path)
     assert sum(family.encoded) >= 2
+
+
+def test_latents_that_are_not_finite_are_never_kept(pictures: list[CaptionedImage], tmp_path: Path) -> None:
+    family = PaintedFamily(scale=float("nan"))
+    with pytest.raises(RunError, match=re.escape(f"latents of {pictures[0].image}, ")):
+        encoded(family, framed(pictures[:2]), tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_another_encoder_misses_and_another_runs_images_hit(pictures: list[CaptionedImage], tmp_path: Path) -> None:

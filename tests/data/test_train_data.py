@@ -12,8 +12,11 @@ from painted import paint
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from t2i.data.sources import save_records
+from t2i.data.preview import Preview
+from t2i.data.rows import RecordTable
+from t2i.data.sources import RECORDS_FILE, save_records
 from t2i.errors import ConfigError, DataError
+from t2i.stages.base import InspectContext
 from t2i.stages.train import Train
 
 LORA = {"type": "lora", "rank": 2}
@@ -140,14 +143,14 @@ def test_several_sources_of_one_kind_do_not_overwrite_each_other(tmp_path: Path)
     assert len({path.read_bytes() for path in images}) == len(images) == 4
 
 
-def test_inspect_counts_buckets_and_names_misfits_from_headers(tmp_path: Path) -> None:
-    paint(tmp_path, [(48, 48), (60, 42), (48, 48), (60, 42), (200, 20)])
-    fields = {name: value for name, value in BASE.items() if name != "data_from"}
-    data = {"type": "folder", "path": str(tmp_path)}
-    given = {**fields, "data": data, "loop": LOOP, "resolution": 32, "buckets": BUCKETS}
-    facts = tiny.from_recipe(Train, given).inspect()
+def test_inspect_counts_buckets_and_names_misfits_from_records(tmp_path: Path) -> None:
+    stage = pictures(tmp_path, "own", [(48, 48), (60, 42), (48, 48), (60, 42), (200, 20)], "dog {}")
+    context = InspectContext({"data_from": [Preview(RecordTable(stage / RECORDS_FILE))]}, 7)
+    own = {"model": str(tiny.sd1()), "data_from": "own", "loop": LOOP}
+    given = {**BASE, **own, "resolution": 32, "buckets": BUCKETS}
+    facts = tiny.from_recipe(Train, given).inspect(context)
     assert facts["images per bucket"] == {"32x32": 2, "40x24": 2}
-    assert facts["dropped"] == [str(tmp_path / "0004.png")]
+    assert [Path(str(name)).name for name in facts["dropped"]] == ["0004.png"]  # type: ignore[union-attr]
     given["buckets"] = {**BUCKETS, "unfit": "refuse"}
     with pytest.raises(DataError, match=r"0004\.png: 200x20: an aspect above 2"):
-        tiny.from_recipe(Train, given).inspect()
+        tiny.from_recipe(Train, given).inspect(context)
