@@ -1,9 +1,9 @@
 """What a run will take, by arithmetic on shapes: memory of a step, its multiplications, files on disk.
 
-Memory is weights, what is trained with its gradients and the optimizer's state, and what is kept for the backward pass.
-Not in it: the library's own buffers, fragments, and what lives only inside one operation. Time is the multiplications
-over the rate that a plain matrix product reaches on this machine, so no step can be faster. Both are to be read beside
-what was measured (`t2i inspect --probe`, or the run itself).
+Memory is weights, what is trained with its gradients and the optimizer's state, and the most that a forward and
+backward pass has at once beside them. Not in it: workspaces of libraries, and what the allocator loses between tensors.
+Time is the multiplications over the rate that a plain matrix product reaches on this machine, so no step can be faster.
+Both are to be read beside what was measured (`t2i inspect --probe`, or the run itself).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Estimate:
     training_bytes: int
     """What is trained, in fp32, with gradients, the optimizer's state and the moving average."""
     activation_bytes: int
-    """Kept for the backward pass of one micro-batch of the largest bucket, weights in another precision included."""
+    """Most that both passes over a micro-batch of the largest bucket have at once, weights in another precision too."""
     flops_per_step: int
     seconds_per_step: float
     """At least, at the matrix rate of this machine."""

@@ -80,7 +80,7 @@ class TrainingOutline:
             nn.Module.to(module, dtype)
         batch = self._batch(size, count, text_is_cached=text_is_cached, dtype=dtype)
         module = self.trainable.module
-        return step_arithmetic(module, lambda: module(batch).loss, self.modules.values())
+        return step_arithmetic(module, lambda: module(batch).loss)
 
     def _batch(self, size: tuple[int, int], count: int, *, text_is_cached: bool, dtype: torch.dtype) -> DiffusionBatch:
         latents = self.latents(*size, count).to(dtype)
