@@ -165,10 +165,9 @@ def test_the_lora_recipe_of_a_family_ends_in_files_that_its_model_takes(tmp_path
     done = read_done(stages["train"].folder)
     assert done is not None
     assert done.facts["images"] == 6
-    exported = sorted(stages["export"].folder.glob("*.safetensors"))
-    assert [file.name.split(".")[1] for file in exported] == list(stages["export"].stage.model_dump()["layouts"])
-    family = load_family(str(model))
-    lora.load_into(family.pipeline, exported[0])
+    exported = sorted(path.name.split(".")[1] for path in stages["export"].folder.glob(f"{name}.*"))
+    assert exported == sorted(stages["export"].stage.model_dump()["layouts"])
+    lora.load_into(load_family(str(model)).pipeline, stages["train"].folder / str(done.facts["adapter"]))
     again = plan(Recipe.load(path, overrides), tmp_path / "runs")
     assert {item.status for item in again} == {"skip"}
 
