@@ -154,6 +154,19 @@ def test_a_probed_step_stands_beside_the_estimate(folder: Path, model: Callable[
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.parametrize("kind", ["true", "selective"])
+def test_gradient_checkpointing_shows_in_the_estimate_and_is_probed(folder: Path, kind: str) -> None:
+    def activations(found: dict[str, str]) -> float:
+        value, unit = found["train.estimated memory of a step"].rpartition("activations ")[2].split()
+        return float(value) * {"KiB": 1, "MiB": 1024}[unit]
+
+    size = ("train.loop.batch_size=1", "train.buckets=null", "filter.min_side=32")
+    whole = facts(t2i("inspect", "mine.yaml", *size))
+    spared = facts(t2i("inspect", "mine.yaml", "--probe", *size, f"train.speed.gradient_checkpointing={kind}"))
+    assert activations(spared) < 0.9 * activations(whole)
+    assert "train.one measured step" in spared
+
+
 def test_captions_that_a_model_is_to_write_are_not_judged(folder: Path) -> None:
     text = (folder / "mine.yaml").read_text().replace("require: [caption]", "require: [short]")
     files = "data: {type: folder, path: photographs}, captioner: {type: files}"

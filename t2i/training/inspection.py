@@ -26,6 +26,7 @@ from t2i.training.loop import fit, micro_steps
 from t2i.training.measured import Measured, forget_peak_memory, peak_memory
 from t2i.training.outline import TrainingOutline, outline_training
 from t2i.training.settings import LoopSettings, OptimizerSettings
+from t2i.training.speed import apply_speed
 from t2i.training.tasks import TaskSettings, diffusion_data
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def measure_step(inspection: Inspection, family: ModelFamily, plan: BucketPlan) 
     if torch.cuda.is_available():
         family.pipeline.to("cuda")
     trainable, _ = diffusion_trainable(family, inspection.objective, settings.trained, settings.seed)
+    apply_speed(family, settings.speed)
     loop = inspection.loop.model_copy(update={"steps": 2, "checkpoint_every": 2, "log_every": 1, "workers": 0})
     batches = _NoiseBatches(_noise_batch(inspection, family, plan), micro_steps(loop, 1))
     forget_peak_memory()

@@ -14,8 +14,8 @@ from t2i.families.outline import outline_family
 from t2i.objectives.base import DiffusionBatch
 from t2i.training.arithmetic import StepArithmetic, step_arithmetic
 from t2i.training.diffusion import diffusion_trainable
-from t2i.training.settings import LoraSettings
-from t2i.training.speed import check_speed
+from t2i.training.settings import LoraSettings, SpeedSettings
+from t2i.training.speed import apply_speed, check_speed
 
 if TYPE_CHECKING:
     from t2i.data.settings import BucketSettings, CacheSettings
@@ -115,6 +115,8 @@ def outline_of(family: ModelFamily, settings: TaskSettings, objective: Denoising
         trained = trained.model_copy(update={"base_bits": None})
     trainable, components = diffusion_trainable(family, objective, trained, settings.seed)
     check_nothing_cached_is_trained(family, components, settings.cache)
+    # Of the switches of speed, the one that changes what is counted.
+    apply_speed(family, SpeedSettings(gradient_checkpointing=settings.speed.gradient_checkpointing))
     return TrainingOutline(family, trainable, components, resolution)
 
 
