@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import types
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from painted import PaintedFamily, paint
 from PIL import Image
 from safetensors.torch import load_file
 
-from t2i import lora
+from t2i import lora, processes
 from t2i.data import encode
 from t2i.data.buckets import plan_buckets, square_plan
 from t2i.data.captions import CaptionMix
@@ -186,10 +185,10 @@ def test_processes_share_the_work_and_miss_what_another_did_not_do(
 ) -> None:
     monkeypatch.setattr(encode, "SHARD_SIZE", 1)
     for rank, lacking in ((1, 2), (0, 1)):
-        state = types.SimpleNamespace(
-            process_index=rank, num_processes=2, is_main_process=False, wait_for_everyone=lambda: None
-        )
-        monkeypatch.setattr("accelerate.PartialState", lambda state=state: state)
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(processes, "count", lambda: 2)
+        monkeypatch.setattr(processes, "wait", lambda: None)
+        monkeypatch.setattr(processes, "first", lambda work: work())
         with pytest.raises(RunError, match=rf"{lacking} of 4 rows are missing: another process has not written"):
             encoded(PaintedFamily(), framed(pictures), tmp_path / "shared")
         assert len(files(tmp_path / "shared")) == 4 - lacking
