@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from t2i.data.sources import RECORDS_FILE, load_records, save_records
-from t2i.records import CaptionedImage, write_text
+from t2i.data.quality.texts import TextCheck
+from t2i.data.sources import RECORDS_FILE, image_name, save_records
+from t2i.records import CaptionedImage, write_parts
 from t2i.stages.base import InspectContext, Stage, StageContext
+from t2i.stages.score_rules import ScoreKey, ScoreRule, with_score
 
 if TYPE_CHECKING:
     from t2i.data.preview import Preview
+    from t2i.data.quality.sieve import Check, Dropped
+
+SCORES_FOLDER = "scores"
 
 
 class Filter(Stage):
     """Write the kept records to `records.jsonl` and the others to `dropped.jsonl`. Rules apply in the order below."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     produces: ClassVar[str] = "captioned_images"
     accepts: ClassVar[dict[str, tuple[str, ...]]] = {"data_from": ("captioned_images",)}
 
@@ -42,6 +47,20 @@ class Filter(Stage):
     """Regular expression; images with a required caption that contains it are dropped."""
     unique_images: bool = True
     """Of images with the same bytes, keep the first."""
+    text_checks: tuple[TextCheck, ...] = ()
+    """What no required caption may be: `refusal`, `boilerplate`, `loop`, `truncated`, `private`, `file_name`."""
+    min_objects: int | None = Field(default=None, gt=0)
+    """Objects that one required caption names, at least: object-rich images teach where things are."""
+    near_texts: float | None = Field(default=None, gt=0, lt=1)
+    """Of images whose first required captions are this similar (0.8: four of five word triples), a few are kept."""
+    near_texts_kept: int = Field(default=1, ge=1)
+    """How many."""
+    near_images: int | None = Field(default=None, ge=0, le=3)
+    """Of images whose perceptual hashes differ in at most this many of 64 bits, the first is kept."""
+    min_sharpness: float | None = Field(default=None, gt=0)
+    """Variance of the image's Laplacian, at least; below about 50 a photograph is blurred."""
+    scores: tuple[ScoreRule, ...] = ()
+    """Rules by scorers, in order, each over what is left."""
 
     @field_validator("drop_matching")
     @classmethod
@@ -55,11 +74,21 @@ class Filter(Stage):
 
     @model_validator(mode="after")
     def _text_rules_have_captions(self) -> Filter:
-        rules = {"min_words": self.min_words, "max_words": self.max_words, "drop_matching": self.drop_matching}
-        given = [name for name, value in rules.items() if value is not None]
+        names = ("min_words", "max_words", "drop_matching", "text_checks", "min_objects", "near_texts")
+        given = [name for name in names if getattr(self, name) not in (None, ())]
         if given and not self.require:
             raise ValueError(f"{', '.join(given)}: say in `require` which kinds of captions this is about")
+        kinds = {rule.kind for rule in self.scores if rule.kind is not None}
+        if not kinds <= set(self.require):
+            raise ValueError(f"scores: add {', '.join(sorted(kinds - set(self.require)))} to `require`")
         return self
+
+    @field_validator("scores")
+    @classmethod
+    def _labels_are_unique(cls, scores: tuple[ScoreRule, ...]) -> tuple[ScoreRule, ...]:
+        if len({rule.label for rule in scores}) < len(scores):
+            raise ValueError("labels repeat; give each scorer a `label` of its own")
+        return scores
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
         sorted_out = self._sorted_out(context)
@@ -87,33 +116,66 @@ class Filter(Stage):
         return dataclasses.replace(before, records=kept), dropped
 
     def run(self, context: StageContext) -> dict[str, Any]:
+        import shutil
+
+        from t2i.data.quality.sieve import Sieve
+        from t2i.data.rows import RecordTable
         from t2i.errors import DataError
 
-        records = load_records(context.input("data_from") / RECORDS_FILE)
-        kept: list[CaptionedImage] = []
-        dropped: list[tuple[CaptionedImage, str]] = []
-        seen: set[str] = set()
-        for row in records:
-            reason = self._reason(row) or ("same bytes as an earlier image" if self._repeats(row, seen) else None)
-            if reason is None:
-                kept.append(row)
-                seen.add(row.id)
-            else:
-                dropped.append((row, reason))
-        lines = [
-            json.dumps({"image": row.image, "reason": reason}, ensure_ascii=False) + "\n" for row, reason in dropped
-        ]
-        write_text(context.folder / "dropped.jsonl", "".join(lines))
-        reasons = Counter(reason.split(":")[0] for _, reason in dropped)
-        if not kept:
+        records = RecordTable(context.input("data_from") / RECORDS_FILE)
+        sieve = Sieve(records, lambda row: image_name(context.folder, row.image))
+        scores: dict[str, dict[ScoreKey, float]] = {rule.label: {} for rule in self.scores}
+        checks = self._checks(context.folder, scores)
+        write_parts(context.folder / "dropped.jsonl", (line for check in checks for line in sieve.apply(check)))
+        reasons = dict(sieve.reasons)
+        if not sieve.kept:
             raise DataError(
-                f"all {len(records)} images were dropped: {dict(reasons)}; see {context.folder / 'dropped.jsonl'}."
+                f"all {len(records)} images were dropped: {reasons}; see {context.folder / 'dropped.jsonl'}."
             )
-        save_records(context.folder, kept)
-        return {"images": len(records), "kept": len(kept), "dropped": len(dropped), "reasons": dict(reasons)}
+        save_records(context.folder, (self._scored(row, scores) for row in sieve.left))
+        shutil.rmtree(context.folder / SCORES_FOLDER, ignore_errors=True)
+        kept = len(sieve.kept)
+        return {"images": len(records), "kept": kept, "dropped": len(records) - kept, "reasons": reasons}
 
-    def _repeats(self, row: CaptionedImage, seen: set[str]) -> bool:
-        return self.unique_images and row.id in seen
+    def _checks(self, folder: Path, scores: Mapping[str, dict[ScoreKey, float]]) -> Iterator[Check]:
+        """The rules that are set, the cheap ones first."""
+        from t2i.data.quality.captions import few_objects, near_texts, text_problems
+        from t2i.data.quality.images import blurred, near_images
+
+        yield self._plain
+        if self.text_checks:
+            yield lambda rows: text_problems(rows, self.require, self.text_checks)
+        if self.min_objects is not None:
+            least = self.min_objects
+            yield lambda rows: few_objects(rows, self.require[0], least)
+        if self.near_texts is not None:
+            similar = self.near_texts
+            yield lambda rows: near_texts(rows, self.require[0], similar, self.near_texts_kept)
+        if self.near_images is not None:
+            distance = self.near_images
+            yield lambda rows: near_images(rows, distance)
+        if self.min_sharpness is not None:
+            limit = self.min_sharpness
+            yield lambda rows: blurred(rows, limit)
+        for number, rule in enumerate(self.scores):
+            yield rule.check(folder / SCORES_FOLDER / f"{number:02d}", scores[rule.label].__setitem__)
+
+    def _plain(self, rows: Sequence[CaptionedImage]) -> Dropped:
+        """Sizes, captions, and images with the same bytes as an earlier one that is kept."""
+        from t2i.data.formats.base import Once
+
+        once = Once()
+        for place, row in enumerate(rows):
+            reason = self._reason(row)
+            if reason is None and self.unique_images and not once.is_new(row.id):
+                reason = "same bytes as an earlier image"
+            if reason is not None:
+                yield place, reason
+
+    def _scored(self, row: CaptionedImage, scores: Mapping[str, dict[ScoreKey, float]]) -> CaptionedImage:
+        for rule in self.scores:
+            row = with_score(row, rule.kind, rule.label, scores[rule.label][rule.key(row)])
+        return row
 
     def _reason(self, row: CaptionedImage) -> str | None:
         """Why the record is dropped, as `rule: detail`; None if it is kept."""

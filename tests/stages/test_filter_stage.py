@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,81 @@ def test_rule_about_captions_needs_to_know_which(rule: dict[str, object]) -> Non
 def test_bad_regular_expression_is_refused() -> None:
     with pytest.raises(ValidationError, match="not a regular expression"):
         tiny.from_recipe(Filter, {"data_from": "caption", "require": ["alt"], "drop_matching": "("})
+
+
+def shapes_rows(folder: Path, texts: Mapping[int, str], count: int = 40) -> list[CaptionedImage]:
+    """Scenes as the judge sees them, with true dense captions but for the given ones."""
+    from t2i.shapes import describe, render, sample_scene
+
+    folder.mkdir(parents=True)
+    rows = []
+    for number in range(count):
+        scene = sample_scene(5, number, "train", max_objects=2)
+        render(scene).save(folder / f"{number}.png")
+        caption = Caption("dense", texts.get(number) or describe(scene, "dense"))
+        rows.append(CaptionedImage(str(number), str(folder / f"{number}.png"), 64, 64, (caption,)))
+    return rows
+
+
+TIFA = {
+    "name": "tifa",
+    "label": "vqa",
+    "options": {"questions": "t2i.shapes.vqa:ShapesQuestions", "vqa": "t2i.shapes.vqa:JudgeVqa", "nearest": "none"},
+}
+
+
+def test_captions_that_tell_of_what_is_not_there_are_dropped_by_vqa_and_scores_are_kept(tmp_path: Path) -> None:
+    other = "a large red star left of a small blue triangle on a gray background"
+    wrong = dict.fromkeys(range(0, 40, 5), other)
+    rows = shapes_rows(tmp_path / "run/images", wrong)
+    scores = [{"scorer": TIFA, "kind": "dense", "at_least": 1.0, "batch_size": 7}]
+    kept, dropped, facts = run(tmp_path, rows, require=["dense"], scores=scores)
+    found = {int(name) for name in dropped}
+    assert len(found & set(wrong)) / len(found) >= 0.9
+    assert len(found & set(wrong)) / len(wrong) >= 0.9
+    assert facts["reasons"] == {"vqa": len(found)}
+    assert all(reason.startswith("vqa: 0") for reason in dropped.values())
+    assert len(kept) == 40 - len(found)
+    assert all(row.captions[0].scores == {"vqa": 1.0} for row in load_records(tmp_path / "run/filter/records.jsonl"))
+    assert not (tmp_path / "run/filter/scores").exists()
+
+
+def test_caption_that_cannot_be_scored_is_dropped_alone_and_says_why(tmp_path: Path) -> None:
+    rows = shapes_rows(tmp_path / "run/images", {3: "a cat"}, count=6)
+    scores = [{"scorer": TIFA, "kind": "dense", "at_least": 0.0}]
+    kept, dropped, _ = run(tmp_path, rows, require=["dense"], scores=scores)
+    assert len(kept) == 5
+    assert dropped["3"].startswith("vqa: cannot be scored (shapes questions: 'a cat'")
+
+
+def test_text_checks_come_before_scores_and_look_at_every_required_kind(tmp_path: Path) -> None:
+    rows = shapes_rows(tmp_path / "run/images", {1: "I'm sorry, I cannot see it.", 2: "IMG_01.jpg"}, count=5)
+    scores = [{"scorer": TIFA, "kind": "dense", "at_least": 0.0}]
+    checks = ["refusal", "file_name"]
+    kept, dropped, facts = run(tmp_path, rows, require=["dense"], scores=scores, text_checks=checks)
+    assert kept == ["0", "3", "4"]
+    assert facts["reasons"] == {"refusal": 1, "file_name": 1}
+    assert set(dropped) == {"1", "2"}
+
+
+def test_image_scores_need_no_caption(tmp_path: Path) -> None:
+    rows = shapes_rows(tmp_path / "run/images", {}, count=4)
+    scores = [{"scorer": {"name": "brightness"}, "at_least": 0.0}]
+    run(tmp_path, rows, scores=scores)
+    found = load_records(tmp_path / "run/filter/records.jsonl")
+    assert all(0 < row.scores["brightness"] <= 1 for row in found)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"scores": [{"scorer": TIFA, "kind": "dense"}], "require": ["dense"]}, "at_least"),
+        ({"scores": [{"scorer": TIFA, "kind": "dense", "at_least": 1.0}]}, "add dense to `require`"),
+        ({"text_checks": ["loop"]}, "text_checks: say in `require`"),
+        ({"near_images": 4}, "less than or equal to 3"),
+        ({"scores": [{"scorer": TIFA, "at_least": 1.0}] * 2}, "labels repeat"),
+    ],
+)
+def test_rules_that_cannot_be_meant_are_refused(fields: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        tiny.from_recipe(Filter, {"data_from": "caption", **fields})

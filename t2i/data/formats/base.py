@@ -134,17 +134,21 @@ def inside(folder: Path, name: object, where: str) -> Path:
 
 
 class Once:
-    """Refuses a name that was there before. Holds hashes of 64 bits, at most 24 bytes a name while it grows."""
+    """Tells a name that was there before. Holds hashes of 64 bits, at most 24 bytes a name while it grows."""
 
     def __init__(self) -> None:
         self._table = array("Q", bytes(8 * 1024))
         self._count = 0
 
     def check(self, name: str, where: str) -> None:
-        """Raise DataError for a name that was checked before."""
-        digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        if not self._add(int.from_bytes(digest, "little") or 1):
+        """Raise DataError for a name that was there before."""
+        if not self.is_new(name):
             raise DataError(f"{where}: {name!r} is there twice; remove one.")
+
+    def is_new(self, name: str) -> bool:
+        """Whether a name comes for the first time; from now on it does not."""
+        digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        return self._add(int.from_bytes(digest, "little") or 1)
 
     def _add(self, key: int) -> bool:
         """Open addressing, zero for a free place."""
