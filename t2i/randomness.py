@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from t2i.errors import RunError
+
 if TYPE_CHECKING:
     import torch
 
@@ -55,10 +57,11 @@ def seeded_global(seed: int, purpose: str, *indices: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deterministic_kernels() -> Iterator[None]:
+def deterministic_kernels(*, strict: bool = False) -> Iterator[None]:
     """On a CUDA device, let torch use only kernels that give the same bits each time, for the length of the block.
 
-    torch warns of an operation that has none. On a CPU the kernels are deterministic as they are. cuBLAS reads its
+    strict: raise RunError at an operation that has none, and pick the deterministic kernels of attention's gradient,
+    which torch leaves out if it may only warn. On a CPU the kernels are deterministic as they are. cuBLAS reads its
     variable when the device is first used, so the first block must come before that.
     """
     import torch
@@ -71,9 +74,14 @@ def deterministic_kernels() -> Iterator[None]:
     # Filling memory before it is written would only cost time.
     memory: Any = torch.utils.deterministic
     filling, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
     try:
         yield
+    except RuntimeError as error:
+        if strict and "does not have a deterministic implementation" in str(error):
+            first = str(error).partition(",")[0]
+            raise RunError(f"{first} on this device; loop.deterministic: false allows it, to rounding.") from error
+        raise
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         memory.fill_uninitialized_memory = filling

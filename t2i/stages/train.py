@@ -239,13 +239,16 @@ class Train(Stage):
         return self.data if isinstance(self.data, tuple) else (self.data,)
 
     def run(self, context: StageContext) -> dict[str, Any]:
+        from contextlib import nullcontext
+
         from t2i.randomness import deterministic_kernels
         from t2i.stages.score import reward_errors
         from t2i.training.outputs import read_outcome, write_outcome
 
         facts = processes.first(lambda: read_outcome(context.folder))
         if facts is None:
-            with deterministic_kernels(), reward_errors():
+            kernels = deterministic_kernels(strict=True) if self.loop.deterministic else nullcontext()
+            with kernels, reward_errors():
                 facts = self._train(context)
         if processes.is_first():
             write_outcome(context.folder, facts)

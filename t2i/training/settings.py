@@ -136,6 +136,9 @@ class LoopSettings(FrozenModel):
     """Keep an exponential moving average of the trained weights, and save that one."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass. Trained weights and losses stay in fp32."""
+    deterministic: bool = True
+    """On a GPU, use only kernels that give the same bits each time. Without it some models train faster, and a resumed
+    run agrees with one that was never stopped to rounding only."""
     checkpoint_every: int = speed_only(100, gt=0)
     """Steps between checkpoints."""
     keep_checkpoints: int = speed_only(2, gt=0)
