@@ -63,7 +63,7 @@ def measure(root: Path, prompts: int = PROMPTS) -> str:
 
 def generate(count: int) -> tuple[list[str], list[Image.Image]]:
     """Prompts, one for each image, and images of the shipped pipeline."""
-    sampler = Sampler.load("pkg:t2i.shapes/assets/pipeline", SamplingSettings(steps=20, guidance_scale=3))
+    sampler = Sampler.load("pkg:t2i.shapes/assets/pipeline", SamplingSettings(steps=20))
     prompts = ShapesPrompts(count=count, split="heldout", max_objects=2).read(SEED)
     texts = [prompt.text for prompt in prompts for _ in range(SAMPLES)]
     seeds = [image_seed(SEED, number, sample) for number in range(count) for sample in range(SAMPLES)]
@@ -76,17 +76,14 @@ def generate(count: int) -> tuple[list[str], list[Image.Image]]:
 def row(label: str, scores: np.ndarray, judged: np.ndarray, prompts: Sequence[str]) -> str:
     """One scorer against the judge, every figure with its 95 % interval over prompts."""
     margins, preferences, clusters = label_pairs(scores, judged, prompts)
-    found = (
-        spearman(scores, judged, prompts),
-        kendall(scores, judged, prompts, resamples=2000),
-        pairwise_accuracy(margins, preferences, clusters),
-    )
-    return f"| {label} | {' | '.join(map(shown, found))} |"
+    found = [spearman(scores, judged, prompts), kendall(scores, judged, prompts, resamples=2000)]
+    right = shown(pairwise_accuracy(margins, preferences, clusters), "")
+    return f"| {label} | {' | '.join(shown(one, '+') for one in found)} | {right} |"
 
 
-def shown(interval: Interval) -> str:
-    """A value and its interval."""
-    return f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
+def shown(interval: Interval, sign: str) -> str:
+    """A value and its interval; sign: "+" marks positive numbers too."""
+    return " ".join([f"{interval.value:{sign}.2f}", f"[{interval.low:{sign}.2f},", f"{interval.high:{sign}.2f}]"])
 
 
 if __name__ == "__main__":
