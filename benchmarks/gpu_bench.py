@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from published import PUBLISHED
 from random_models import build_family, write_images
 from timing import Spread, TimedBatches
@@ -43,6 +45,8 @@ class Bench:
     deadline: float = float("inf")
     """On the clock of `time.monotonic`."""
     batch_size: int = 0
+    clock: Callable[[], float] = time.perf_counter
+    """Where the host computes: `time.process_time` if others compute on it too."""
     results: dict[str, Any] = field(default_factory=dict)
     """What each phase found."""
     trained: dict[str, Tensor] = field(default_factory=dict)
@@ -60,8 +64,8 @@ class Bench:
         self.batch_size = self.batch_size or (2 if self.reduced else BATCH[self.name])
         self.size_px = published.size_px
         self.family: Any = build_family(self.name, self.device, dtype=torch.bfloat16, reduced=self.reduced)
-        records = write_images(self.folder / "images", max(8, self.batch_size), self.size_px)
-        self.task = DiffusionTask(self._settings(records), Denoising(), self.family)
+        self.records = write_images(self.folder / "images", max(8, self.batch_size), self.size_px)
+        self.task = DiffusionTask(self._settings(), Denoising(), self.family)
         self.module.to(self.device)
         self.set_checkpointing(self.checkpointed)
         self.fresh = self.weights()
@@ -81,7 +85,7 @@ class Bench:
         denoiser: Any = self.family.denoiser
         (denoiser.enable_gradient_checkpointing if on else denoiser.disable_gradient_checkpointing)()
 
-    def _settings(self, records: list[Any]) -> TaskSettings:
+    def _settings(self) -> TaskSettings:
         return TaskSettings(
             model="",
             revision=None,
@@ -90,7 +94,7 @@ class Bench:
             mix=CaptionMix({"caption": 1.0}, 0.1),
             resolution=self.size_px,
             posterior="sample",
-            records=records,
+            records=self.records,
             seed=SEED,
             folder=self.folder,
             encode_batch_size=4,
@@ -100,7 +104,7 @@ class Bench:
 
     def fit(self, folder: Path, steps: int, *, every: int = 10**6) -> list[float]:
         """Train by the toolkit's loop, from a fresh adapter; seconds of every step but the last."""
-        timed = TimedBatches(self.batches(), self.device)
+        timed = TimedBatches(self.batches(), self.device, self.clock)
         self.fit_on(timed, folder, steps, every)
         return timed.marks.seconds()
 
@@ -117,7 +121,8 @@ class Bench:
 
     def batches(self) -> KeyedBatches:
         """The source of batches."""
-        return KeyedBatches(self.task.examples, SEED, self.batch_size, self.batch_size)
+        share = self.batch_size // PartialState().num_processes
+        return KeyedBatches(self.task.examples, SEED, self.batch_size, share)
 
     def first_batch(self) -> Any:
         """The batch of step 0, on the device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import string
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from t2i.data.images import content_id
 from t2i.families.base import ModelFamily
 from t2i.families.recognise import FAMILIES
 from t2i.randomness import generator
-from t2i.records import Caption, CaptionedImage
+from t2i.records import Caption, CaptionedImage, write_bytes
 
 CAPTIONS = (
     "a brown dog runs along a beach with a red ball in its mouth",
@@ -103,7 +104,11 @@ def write_images(folder: Path, count: int, size_px: int) -> list[CaptionedImage]
     for number in range(count):
         path = folder / f"{number:04d}.png"
         coarse = generator(0, "picture", number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((size_px, size_px), Image.Resampling.BICUBIC).save(path, compress_level=1)
+        buffer = io.BytesIO()
+        picture = Image.fromarray(coarse).resize((size_px, size_px), Image.Resampling.BICUBIC)
+        picture.save(buffer, "PNG", compress_level=1)
+        # Renamed into place when whole: several processes may write it, and read it.
+        write_bytes(path, buffer.getvalue())
         caption = Caption("caption", CAPTIONS[number % len(CAPTIONS)] + f", number {number}", "benchmark")
         records.append(CaptionedImage(content_id(path), str(path), size_px, size_px, (caption,)))
     return records

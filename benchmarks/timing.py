@@ -17,11 +17,12 @@ class Marks:
     """Moments of a device's work: CUDA events, or the clock where the host computes."""
 
     device: torch.device
+    clock: Callable[[], float] = time.perf_counter
     moments: list[Any] = field(default_factory=list)
 
     def mark(self) -> None:
         if self.device.type != "cuda":
-            self.moments.append(time.perf_counter())
+            self.moments.append(self.clock())
             return
         event = torch.cuda.Event(enable_timing=True)
         event.record()
@@ -39,8 +40,8 @@ class Marks:
 class TimedBatches:
     """A source of batches that marks when each one is asked for: the beginning of a step without accumulation."""
 
-    def __init__(self, batches: Any, device: torch.device) -> None:
-        self.batches, self.marks = batches, Marks(device)
+    def __init__(self, batches: Any, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.batches, self.marks = batches, Marks(device, clock)
 
     def micro_batches(self, first_step: int, last_step: int, rank: int, world_size: int) -> Iterator[Any]:
         batches = self.batches.micro_batches(first_step, last_step, rank, world_size)
