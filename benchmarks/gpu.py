@@ -145,8 +145,11 @@ COLUMNS = (
     ("resumed: same bits", "resume", "same_bits", "{}"),
     ("host waits", "without_waiting", "host_waits_in_a_step", "{}"),
     ("checkpointing, gradient", "checkpointing", "gradient_difference", "{:.1e}"),
+    ("selective checkpointing, gradient", "selective", "gradient_difference", "{:.1e}"),
     ("offload, prediction", "offload", "prediction_difference", "{:.1e}"),
     ("reloaded, prediction", "sample", "prediction_difference", "{:.1e}"),
+    ("channels last, gradient", "channels_last", "gradient_difference", "{:.1e}"),
+    ("channels last, speed", "channels_last", "speedup", "{:.2f}"),
     ("compiled, gradient", "compiled", "gradient_difference", "{:.1e}"),
     ("compiled, speed", "compiled", "speedup", "{:.2f}"),
 )

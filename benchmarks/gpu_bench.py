@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
@@ -21,7 +21,8 @@ from t2i.data.settings import CacheSettings
 from t2i.objectives import Denoising
 from t2i.sampling import Sampler, SamplingSettings
 from t2i.training.loop import fit
-from t2i.training.settings import LoopSettings, LoraSettings, OptimizerSettings
+from t2i.training.settings import LoopSettings, LoraSettings, OptimizerSettings, SpeedSettings
+from t2i.training.speed import apply_speed
 from t2i.training.tasks import DiffusionTask, TaskSettings
 
 BATCH = {"sd1": 16, "sdxl": 4, "pixart": 4, "sd3": 2, "flux": 1}
@@ -80,10 +81,10 @@ class Bench:
         """Whether gradient checkpointing is on from the start."""
         return self.name in CHECKPOINTED
 
-    def set_checkpointing(self, on: bool) -> None:
-        """Switch gradient checkpointing."""
-        denoiser: Any = self.family.denoiser
-        (denoiser.enable_gradient_checkpointing if on else denoiser.disable_gradient_checkpointing)()
+    def set_checkpointing(self, kind: bool | Literal["selective"]) -> None:
+        """Gradient checkpointing as a recipe sets it, or off again."""
+        self.family.denoiser.disable_gradient_checkpointing()
+        apply_speed(self.family, SpeedSettings(gradient_checkpointing=kind))
 
     def _settings(self) -> TaskSettings:
         return TaskSettings(

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from gpu_bench import TOLERANCE, Bench, Guarded, difference, quarter, relative
@@ -25,6 +25,8 @@ from train_step import compare_with_bare
 
 from t2i import lora
 from t2i.randomness import deterministic_kernels
+from t2i.training.settings import SpeedSettings
+from t2i.training.speed import apply_speed
 
 STEPS, RESUME_AT, WARM = 20, 10, 3
 COMPARED = ("sdxl", "sd1", "pixart")
@@ -125,15 +127,26 @@ def without_waiting(bench: Bench) -> Facts:
 
 def checkpointing(bench: Bench) -> Facts:
     """Gradients with and without gradient checkpointing, on smaller images where they need it."""
-    bench.set_checkpointing(False)
-    loss, plain = bench.gradients(bench.batch)
-    bench.set_checkpointing(True)
-    bench.reset_peak()
+    return _checkpointed(bench, True)
+
+
+def selective(bench: Bench) -> Facts:
+    """The same for selective checkpointing."""
+    return _checkpointed(bench, "selective")
+
+
+def _checkpointed(bench: Bench, kind: Literal[True, "selective"]) -> Facts:
+    memory = []
+    found = []
     try:
-        facts = agreement(loss, plain, *bench.gradients(bench.batch))
-        return {**facts, "peak_memory_gib": bench.peak_gib()}
+        for setting in (False, kind):
+            bench.set_checkpointing(setting)
+            bench.reset_peak()
+            found.append(bench.gradients(bench.batch))
+            memory.append(bench.peak_gib())
     finally:
         bench.set_checkpointing(bench.checkpointed)
+    return {**agreement(*found[0], *found[1]), "plain_peak_gib": memory[0], "peak_memory_gib": memory[1]}
 
 
 def offload(bench: Bench) -> Facts:
@@ -173,18 +186,30 @@ def sample(bench: Bench) -> Facts:
     }
 
 
+def channels_last(bench: Bench) -> Facts:
+    """Weights of a U-Net with channels last: agreement, and speed of forward and backward. They stay so."""
+    if bench.family.facts.denoiser != "unet":
+        return {"skipped": "a transformer"}
+    return _switched(bench, SpeedSettings(channels_last=True))
+
+
 def compiled(bench: Bench) -> Facts:
-    """Regional torch.compile: agreement, and speed of forward and backward."""
+    """The same for torch.compile of the blocks that repeat."""
     if bench.name not in COMPILED:
         return {"skipped": "not tried for this family"}
+    return _switched(bench, SpeedSettings(compile=True))
+
+
+def _switched(bench: Bench, settings: SpeedSettings) -> Facts:
     bench.train_adapters_only()
     bench.set_checkpointing(False)
     loss, plain = bench.gradients(bench.batch)
-    plain_s, began = pass_seconds(bench), time.perf_counter()
-    bench.family.denoiser.compile_repeated_blocks()
-    facts = agreement(loss, plain, *bench.gradients(bench.batch))
-    compile_s = time.perf_counter() - began
-    return {**facts, "compile_s": compile_s, "speedup": plain_s / pass_seconds(bench)}
+    with any_kernels(bench):
+        plain_s, began = pass_seconds(bench), time.perf_counter()
+        apply_speed(bench.family, settings)
+        facts = agreement(loss, plain, *bench.gradients(bench.batch))
+        first_s = time.perf_counter() - began
+        return {**facts, "first_pass_s": first_s, "plain_pass_s": plain_s, "speedup": plain_s / pass_seconds(bench)}
 
 
 PHASES: tuple[tuple[Callable[[Bench], Facts], float], ...] = (
@@ -196,8 +221,10 @@ PHASES: tuple[tuple[Callable[[Bench], Facts], float], ...] = (
     (bare_loop, 12),
     (without_waiting, 4),
     (checkpointing, 5),
+    (selective, 5),
     (offload, 6),
     (sample, 6),
+    (channels_last, 5),
     (compiled, 45),
 )
 """In order, with the seconds that must be left for a phase to be begun."""

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from t2i.data.batches import KeyedBatches
 from t2i.objectives.base import DiffusionBatch, LossOutput
-from t2i.training.loop import Trainable, fit
+from t2i.training.loop import fit
 from t2i.training.settings import LoopSettings, OptimizerSettings
+from t2i.training.trainable import Trainable
 
 STEPS, WARM = 200, 20
 PROCESS_STEPS = 12
@@ -70,6 +71,7 @@ def rows_step(folder: Path) -> list[float]:
     """Seconds of steps over the rows of a folder."""
     batches = KeyedBatches(examples(folder), 1, BATCH, BATCH)
     timed = TimedBatches(batches, torch.device("cpu"), time.process_time)
+    (folder / "run").mkdir()
     loop = LoopSettings(steps=STEPS, batch_size=BATCH, checkpoint_every=10**6, log_every=50)
     optimizer = OptimizerSettings(learning_rate=1e-4)
     fit(Trainable(_FewWeights()), timed, loop, optimizer, folder / "run", seed=1)

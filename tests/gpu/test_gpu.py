@@ -73,6 +73,6 @@ def assert_sound(found: dict[str, dict[str, Any]]) -> None:
     assert found["train"]["step_s"] > 0
     assert found["resume"]["same_bits"]
     assert found["utilisation"]["tflop_per_step"] > 0
-    for phase in ("checkpointing", "offload", "sample", "compiled"):
+    for phase in ("checkpointing", "selective", "offload", "sample", "channels_last", "compiled"):
         assert found[phase].get("agrees", "skipped" in found[phase]), phase
     assert found["sample"]["adapter_effect"] > 0
