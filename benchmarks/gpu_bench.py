@@ -160,9 +160,8 @@ class Bench:
 
     def image(self) -> Any:
         """One picture of four steps by the family's own pipeline."""
-        options = dict(getattr(self.family, "sampling_options", {}))
         settings = SamplingSettings(steps=4, guidance_scale=3.5, width=self.size_px, height=self.size_px)
-        sampler = Sampler(_Calling(self.family.pipeline, options), settings)
+        sampler = Sampler(self.family.pipeline, settings, self.family.sampling_options)
         with torch.no_grad():
             return sampler.generate(["a brown dog on a beach"], [5])[0]
 
@@ -200,17 +199,6 @@ class Guarded:
 
     def describe(self, step: int) -> str:
         return self.batches.describe(step)
-
-
-class _Calling:
-    """A pipeline that is always called with some more arguments."""
-
-    def __init__(self, pipeline: Any, options: dict[str, Any]) -> None:
-        self.pipeline, self.options = pipeline, options
-        self.image_processor = pipeline.image_processor
-
-    def __call__(self, **arguments: Any) -> Any:
-        return self.pipeline(**arguments, **self.options)
 
 
 def quarter(batch: Any) -> Any:
