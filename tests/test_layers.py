@@ -18,7 +18,8 @@ LAYERS = (
     {"objectives", "families", "shapes", "rewards"},
     {"training", "sampling", "data", "captioners", "lora", "export", "report"},
     {"stages"},
-    {"recipe", "expansion", "changes", "provenance", "rundir", "engine", "inspection", "starter", "commands", "doctor"},
+    {"recipe", "expansion", "changes", "provenance", "rundir", "engine", "inspection", "starter", "label", "commands"}
+    | {"doctor"},
     {"cli"},
     {"__init__"},
 )
