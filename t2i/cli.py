@@ -161,6 +161,22 @@ def score_command(
         raise typer.Exit(1)
 
 
+@app.command("label")
+def label_command(
+    sources: Annotated[list[Path], typer.Argument(help="A generate stage's folder or file of pairs, or two folders.")],
+    output: Annotated[
+        Path, typer.Option("--output", help="Folder of pairs.jsonl and votes.jsonl, new or to go on in.")
+    ],
+    port: Annotated[int, typer.Option("--port", help="Port on 127.0.0.1; 0 takes any that is free.")] = 8765,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of each rater's order and sides.")] = 0,
+) -> None:
+    """Let people say on a local web page which of two images is better: blind, by one key. Ctrl-C ends it."""
+    from t2i.commands import label
+
+    for line in label(sources, output, port=port, seed=seed):
+        typer.echo(line)
+
+
 @app.command("export")
 def export_command(
     weights: Annotated[Path, typer.Argument(help="A LoRA file of any layout, or the folder of a train stage.")],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
@@ -90,6 +90,30 @@ def score(
 
         write_report(collect([table]), report)
     return table
+
+
+def label(sources: Sequence[Path], output: Path, *, port: int, seed: int) -> Iterator[str]:
+    """Serve the page of a study until it is interrupted; yields lines for the terminal as they come up."""
+    from t2i.label.collect import collect
+    from t2i.label.serving import held, listen, require_server, serve, summary
+    from t2i.label.study import open_study
+
+    require_server()
+    if seed < 0:
+        raise ConfigError("--seed must be at least 0.")
+    collected = collect(sources)
+    if collected.equal:
+        yield f"{collected.equal} pairs of equal images are left out: there is nothing to choose."
+    with held(output), listen(port) as listener:
+        study, log = open_study(output, collected, seed)
+        if log.note:
+            yield log.note
+        yield from summary(log.ballots, len(study.pairs))
+        yield f"{len(study.pairs)} pairs; votes go to {log.path}. Ctrl-C ends it, the same command goes on."
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        serve(study, log, listener)
+        log.close()
+        yield from summary(log.ballots, len(study.pairs))
 
 
 def export(weights: Path, model: str, to: str, output: Path, *, precision: str) -> str:

@@ -36,6 +36,7 @@ OPTIONS = {
     "init": ["folder", "--model", "--output"],
     "generate": ["--model", "prompts", "--suite", "--adapter", "--steps", "--guidance", "--images", "--seed"],
     "score": ["generations", "--scorers", "--output", "--option", "--report", "--strict"],
+    "label": ["sources", "--output", "--port", "--seed"],
     "export": ["weights", "--model", "--to", "--output", "--precision"],
     "doctor": ["model"],
     "recipes": [],
