@@ -1,15 +1,32 @@
-"""Which of an image's captions a training step sees."""
+"""Which of an image's captions a training step sees, and how much of it."""
 
 from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
 
 from t2i.errors import DataError
 from t2i.randomness import generator
 from t2i.records import CaptionedImage
+
+Parts = Literal["whole", "first_sentences", "one_sentence"]
+DROPPED = ""
+"""Kind under which empty prompts are counted."""
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Weights of the kinds from a step on."""
+
+    from_step: int
+    weights: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -20,14 +37,27 @@ class CaptionMix:
     dropout: float = 0.0
     trigger_words: str = ""
     """Put before every caption, with a comma between: `sks dog, a dog on a beach`. Not before the empty prompt."""
+    schedule: tuple[Phase, ...] = ()
+    """Other weights from later steps on, in their order; `weights` hold until the first."""
+    parts: Parts = "whole"
+    """How much of the caption: all; its first 1 to n sentences, every number as likely; or one of them."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Every kind that may be drawn in some step."""
+        return tuple(dict.fromkeys(kind for phase in (self.weights, *self._later) for kind in phase))
+
+    @property
+    def _later(self) -> tuple[Mapping[str, float], ...]:
+        return tuple(phase.weights for phase in self.schedule)
 
     def check(self, records: Iterable[CaptionedImage]) -> None:
         """Raise DataError unless every record has a non-empty caption of every kind in the mix."""
-        lacking: dict[str, list[str]] = {kind: [] for kind in self.weights}
+        lacking: dict[str, list[str]] = {kind: [] for kind in self.kinds}
         count = 0
         for record in records:
             count += 1
-            for kind in self.weights:
+            for kind in lacking:
                 if not (record.caption(kind) or "").strip():
                     lacking[kind].append(record.image)
         for kind, images in lacking.items():
@@ -38,19 +68,47 @@ class CaptionMix:
                     f"Drop them with a filter stage (require: [{kind}]) or caption them."
                 )
 
-    def draw(self, record: CaptionedImage, seed: int, step: int, position: int) -> str:
-        """The caption for one place in one step: always the same for the same arguments."""
+    def kind_at(self, seed: int, step: int, position: int) -> str:
+        """The kind for one place in one step, `DROPPED` for the empty prompt. Needs no record."""
         dropped, chosen = generator(seed, "caption", step, position).random(2)
         if dropped < self.dropout:
-            return ""
-        bounds = list(itertools.accumulate(self.weights.values()))
+            return DROPPED
+        weights = self._weights_at(step)
+        bounds = list(itertools.accumulate(weights.values()))
         # The last bound is left out: rounding must not push a draw past the last kind.
-        place = bisect.bisect_right(bounds[:-1], chosen * bounds[-1])
-        return self._with_trigger(record.caption(list(self.weights)[place]) or "")
+        return list(weights)[bisect.bisect_right(bounds[:-1], chosen * bounds[-1])]
+
+    def draw(self, record: CaptionedImage, seed: int, step: int, position: int) -> str:
+        """The caption for one place in one step: always the same for the same arguments."""
+        kind = self.kind_at(seed, step, position)
+        if kind == DROPPED:
+            return ""
+        text = record.caption(kind) or ""
+        if self.parts != "whole":
+            text = part_of(text, self.parts, generator(seed, "caption part", step, position))
+        return self._with_trigger(text)
 
     def texts(self, record: CaptionedImage) -> list[str]:
-        """Everything that `draw` may give for a record, except the empty prompt."""
-        return [self._with_trigger(record.caption(kind) or "") for kind in self.weights]
+        """A caption of every kind, whole: everything that `draw` may give, the empty prompt and parts left out."""
+        return [self._with_trigger(record.caption(kind) or "") for kind in self.kinds]
+
+    def _weights_at(self, step: int) -> Mapping[str, float]:
+        started = [phase.weights for phase in self.schedule if phase.from_step <= step]
+        return started[-1] if started else self.weights
 
     def _with_trigger(self, text: str) -> str:
         return f"{self.trigger_words}, {text}" if self.trigger_words and text else text
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a caption, with their ends; `Dr. Smith` counts as two, which does no harm here."""
+    return [part.strip() for part in _SENTENCE_END.split(text) if part.strip()]
+
+
+def part_of(text: str, parts: Parts, random: np.random.Generator) -> str:
+    """The first 1 to n sentences of a caption, or one of them; a caption of one sentence stays whole."""
+    found = sentences(text)
+    if parts == "whole" or len(found) < 2:
+        return text
+    place = int(random.integers(len(found)))
+    return found[place] if parts == "one_sentence" else " ".join(found[: place + 1])

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from t2i import processes
 from t2i.data.buckets import BucketPlan, plan_buckets, square_plan
-from t2i.data.captions import CaptionMix
+from t2i.data.captions import CaptionMix, Parts, Phase
 from t2i.data.encode import Framing, encode_latents, encode_texts
 from t2i.data.examples import Dataset, LatentExamples
 from t2i.data.images import check_sizes
@@ -102,7 +102,7 @@ class Texts(Sequence[str]):
 
     def __init__(self, records: Sequence[CaptionedImage], datasets: Sequence[Dataset]) -> None:
         self.records, self.datasets = records, datasets
-        counts = [(dataset.last - dataset.first) * len(dataset.mix.weights) for dataset in datasets]
+        counts = [(dataset.last - dataset.first) * len(dataset.mix.kinds) for dataset in datasets]
         self.starts = [0, *itertools.accumulate(counts)]
 
     def __len__(self) -> int:
@@ -118,7 +118,7 @@ class Texts(Sequence[str]):
         number = range(len(self))[index]
         for dataset, start, end in zip(self.datasets, self.starts, self.starts[1:], strict=False):
             if number < end:
-                place, kind = divmod(number - start, len(dataset.mix.weights))
+                place, kind = divmod(number - start, len(dataset.mix.kinds))
                 return dataset.mix.texts(self.records[dataset.first + place])[kind]
         raise IndexError(index)
 
@@ -143,8 +143,12 @@ def make_datasets(
     captions: Mapping[str, float],
     dropout: float,
     words: str,
+    schedule: tuple[Phase, ...] = (),
+    parts: Parts = "whole",
 ) -> tuple[Dataset, ...]:
     """One dataset for each length, from the stage's fields and its own; no settings mean the defaults for all.
+
+    A dataset with captions of its own has them from the first step to the last, whatever the schedule.
 
     Raises ConfigError unless there are settings for every dataset or none, and weights for every one or none.
     """
@@ -156,7 +160,8 @@ def make_datasets(
     made = []
     for entry, length, end in zip(chosen, lengths, itertools.accumulate(lengths), strict=True):
         trigger = words if entry.trigger_words is None else entry.trigger_words
-        mix = CaptionMix(dict(entry.captions or captions), dropout, trigger)
+        later = () if entry.captions else schedule
+        mix = CaptionMix(dict(entry.captions or captions), dropout, trigger, later, parts)
         weight = None if entry.weight is None else Fraction(repr(entry.weight))
         made.append(Dataset(end - length, end, mix, entry.repeats, weight, entry.loss_weight))
     return tuple(made)

@@ -117,7 +117,11 @@ class LatentExamples:
         )
 
     def _dataset_of(self, record: int) -> Dataset:
-        return self.datasets[bisect.bisect_right(self.datasets, record, key=lambda dataset: dataset.first) - 1]
+        return self.datasets[self.dataset_number(record)]
+
+    def dataset_number(self, record: int) -> int:
+        """Number of the dataset that a record is of."""
+        return bisect.bisect_right(self.datasets, record, key=lambda dataset: dataset.first) - 1
 
     def collate(self, examples: Sequence[DiffusionExample]) -> DiffusionBatch:
         """Stack examples into a batch."""

@@ -76,6 +76,22 @@ class DatasetSettings(FrozenModel):
     """Caption kind -> weight, instead of the stage's `captions`."""
 
 
+class CaptionPhase(FrozenModel):
+    """Weights of caption kinds from a step on."""
+
+    from_step: int = Field(gt=0)
+    """First step, from 0, at which they hold."""
+    captions: dict[str, float] = Field(min_length=1)
+    """Caption kind -> weight."""
+
+    @field_validator("captions")
+    @classmethod
+    def _weights_are_positive(cls, captions: dict[str, float]) -> dict[str, float]:
+        if any(weight <= 0 for weight in captions.values()):
+            raise ValueError("every weight must be above 0; leave a kind out instead")
+        return captions
+
+
 class CacheSettings(FrozenModel):
     """Where encoded images and prompts are kept."""
 

@@ -13,7 +13,7 @@ from pydantic import Field, JsonValue, model_validator
 from t2i import processes
 from t2i.config import ModelPath, speed_only
 from t2i.data.pairs import PAIRS_FILE, PairSource, iterate_pairs, save_pairs
-from t2i.data.settings import BucketSettings, CacheSettings, DatasetSettings, MaskSettings, ViewSettings
+from t2i.data.settings import BucketSettings, CacheSettings, CaptionPhase, DatasetSettings, MaskSettings, ViewSettings
 from t2i.data.sources import RECORDS_FILE, ImageSource, ImageSources, save_records
 from t2i.errors import ConfigError, RunError
 from t2i.objectives import (
@@ -90,6 +90,10 @@ class Train(Stage):
     """Put before every caption, with a comma between, so that the words come to mean what the images show."""
     captions: dict[str, float] = Field(default_factory=dict)
     """Caption kind -> weight; each step draws one kind per image."""
+    caption_schedule: tuple[CaptionPhase, ...] = ()
+    """Other weights from later steps on: `[{from_step: 2000, captions: {dense: 1}}]`."""
+    caption_parts: Literal["whole", "first_sentences", "one_sentence"] = "whole"
+    """How much of a caption a step sees: all, its first sentences (each number of them as likely), or one of them."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of examples that see the empty prompt, for classifier-free guidance."""
     posterior: Literal["sample", "mode"] = "sample"
@@ -158,9 +162,9 @@ class Train(Stage):
     def _data_fits_objective(self) -> Train:
         if not isinstance(self.objective, Denoising):
             refused = ("datasets", "trigger_words", "buckets", "views", "masks", "cache", "speed")
-            refused += ("held_out", "samples")
+            refused += ("held_out", "samples", "caption_schedule", "caption_parts")
             if isinstance(self.objective, PairObjective):
-                refused = ("datasets", "captions", "masks", "held_out", "samples")
+                refused = ("datasets", "captions", "caption_schedule", "caption_parts", "masks", "held_out", "samples")
             given = [name for name in refused if getattr(self, name) != _default(name)]
             if given:
                 raise ValueError(f"{given[0]}: only a denoising objective takes it, not {self.objective.type}")
@@ -192,6 +196,17 @@ class Train(Stage):
             raise ValueError("views.crops: an image has one centre; set views.crop: random")
         if self.cache.text and _trains_text_encoder(self.trained):
             raise ValueError("cache.text: a text encoder is trained, so that its outputs cannot be made beforehand")
+        return self
+
+    @model_validator(mode="after")
+    def _caption_mix(self) -> Train:
+        steps = [phase.from_step for phase in self.caption_schedule]
+        if steps != sorted(set(steps)):
+            raise ValueError("caption_schedule: every phase must begin after the one before it")
+        if self.caption_schedule and not self.captions:
+            raise ValueError("caption_schedule: say in `captions` what holds before its first phase")
+        if self.caption_parts != "whole" and self.cache.text:
+            raise ValueError("cache.text: parts of captions are drawn anew at each step; set caption_parts: whole")
         return self
 
     @model_validator(mode="after")
@@ -259,6 +274,7 @@ class Train(Stage):
 
     def _train(self, context: StageContext) -> dict[str, Any]:
         from t2i.data.batches import KeyedBatches
+        from t2i.data.exposure import count_exposures
         from t2i.training.loop import fit
         from t2i.training.measured import forget_peak_memory, measured_run
         from t2i.training.outputs import MODEL_FOLDER
@@ -293,6 +309,8 @@ class Train(Stage):
         )
         metadata = {"t2i_recipe": context.recipe_name, "t2i_steps": str(result.steps)}
         facts = processes.first(lambda: task.facts() | self._save(task, metadata, watch) | {"steps": result.steps})
+        exposures = count_exposures(batches, result.steps)
+        facts |= {"exposures": exposures} if exposures else {}
         if estimate is None:
             return facts
         steps = result.steps - result.resumed_from
@@ -404,18 +422,20 @@ class Train(Stage):
         self, model: str, tables: Sequence[Sequence[CaptionedImage]], seed: int, folder: Path
     ) -> TaskSettings:
         """tables: the records of every source or stage, in order."""
-        from t2i.data.captions import CaptionMix
+        from t2i.data.captions import CaptionMix, Phase
         from t2i.data.diffusion import make_datasets
         from t2i.data.pair_examples import PROMPT
         from t2i.data.rows import JoinedRecords
         from t2i.training.tasks import TaskSettings
 
         lengths = [len(table) for table in tables]
-        datasets = make_datasets(lengths, self.datasets, self.captions, self.caption_dropout, self.trigger_words)
+        schedule = tuple(Phase(phase.from_step, phase.captions) for phase in self.caption_schedule)
+        drawn = self.caption_dropout, self.trigger_words, schedule, self.caption_parts
+        datasets = make_datasets(lengths, self.datasets, self.captions, *drawn)
         kinds = {PROMPT: 1.0} if self.pairs or self.pairs_from else dict(self.captions)
         mix = datasets[0].mix if self.datasets else None
         if kinds:
-            mix = CaptionMix(kinds, self.caption_dropout, self.trigger_words)
+            mix = CaptionMix(kinds, *drawn)
         return TaskSettings(
             model=model,
             revision=self.revision,

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from t2i.data.captions import CaptionMix
+from t2i.data.captions import CaptionMix, Phase
 from t2i.errors import DataError
 from t2i.records import Caption, CaptionedImage
 
@@ -64,3 +64,75 @@ def test_texts_are_all_that_can_be_drawn() -> None:
     mix = CaptionMix({"alt": 1, "dense": 3}, trigger_words="sks")
     assert mix.texts(RECORD) == ["sks, ALT", "sks, DENSE"]
     assert set(frequencies(mix)) == set(mix.texts(RECORD))
+
+
+def test_weights_change_at_their_step_and_not_before() -> None:
+    mix = CaptionMix({"alt": 1}, schedule=(Phase(10, {"dense": 1}), Phase(20, {"short": 1, "alt": 1})))
+    drawn = [{mix.draw(RECORD, 1, step, position) for position in range(32)} for step in (0, 9, 10, 19, 20, 99)]
+    assert drawn == [{"ALT"}, {"ALT"}, {"DENSE"}, {"DENSE"}, {"SHORT", "ALT"}, {"SHORT", "ALT"}]
+    assert mix.kinds == ("alt", "dense", "short")
+    assert mix.texts(RECORD) == ["ALT", "DENSE", "SHORT"]
+
+
+def test_later_kinds_must_be_there_too() -> None:
+    bare = CaptionedImage("b", "b.png", 8, 8, (Caption("alt", "x"),))
+    with pytest.raises(DataError, match="no caption of kind 'dense'"):
+        CaptionMix({"alt": 1}, schedule=(Phase(10, {"dense": 1}),)).check([bare])
+
+
+LONG = CaptionedImage("1", "a.png", 8, 8, (Caption("dense", "A cat. It sleeps! On a mat?\nEnd."),))
+
+
+def test_first_sentences_come_in_every_number_as_often() -> None:
+    mix = CaptionMix({"dense": 1}, parts="first_sentences", trigger_words="sks")
+    found = Counter(mix.draw(LONG, 1, step, 0) for step in range(4000))
+    starts = ["A cat.", "A cat. It sleeps!", "A cat. It sleeps! On a mat?", "A cat. It sleeps! On a mat? End."]
+    assert set(found) == {f"sks, {start}" for start in starts}
+    # Three standard errors: 3 * sqrt(3 / 16 / 4000) = 0.021.
+    assert all(count / 4000 == pytest.approx(0.25, abs=0.022) for count in found.values())
+
+
+def test_one_sentence_is_any_of_them_and_a_single_one_is_whole() -> None:
+    mix = CaptionMix({"dense": 1}, parts="one_sentence")
+    assert {mix.draw(LONG, 1, step, 0) for step in range(100)} == {"A cat.", "It sleeps!", "On a mat?", "End."}
+    single = CaptionedImage("1", "a.png", 8, 8, (Caption("dense", "a cat, a dog"),))
+    assert {mix.draw(single, 1, step, 0) for step in range(20)} == {"a cat, a dog"}
+
+
+def test_parts_leave_the_kinds_that_are_drawn_alone() -> None:
+    whole = CaptionMix({"alt": 1, "dense": 1}, dropout=0.3)
+    parts = CaptionMix({"alt": 1, "dense": 1}, dropout=0.3, parts="one_sentence")
+    kinds = [whole.kind_at(3, step, position) for step in range(50) for position in range(4)]
+    assert kinds == [parts.kind_at(3, step, position) for step in range(50) for position in range(4)]
+
+
+def test_exposures_are_what_was_drawn() -> None:
+    from dataclasses import dataclass
+
+    import numpy as np
+
+    from t2i.data.batches import KeyedBatches
+    from t2i.data.examples import Dataset, LatentExamples
+    from t2i.data.exposure import count_exposures
+    from t2i.data.order import Stream
+
+    @dataclass(frozen=True)
+    class Streams(LatentExamples):
+        """Records without latents: what is counted needs none."""
+
+        def __len__(self) -> int:
+            return 10
+
+        def streams(self) -> list[Stream]:
+            return [Stream(np.arange(10))]
+
+    mixes = (CaptionMix({"alt": 1}, 0.5), CaptionMix({"dense": 3, "short": 1}, schedule=(Phase(5, {"alt": 1}),)))
+    datasets = (Dataset(0, 4, mixes[0]), Dataset(4, 10, mixes[1]))
+    batches = KeyedBatches(Streams(None, None, datasets, 9), 9, 4, 4)  # pyright: ignore[reportArgumentType]
+    drawn: list[Counter[str]] = [Counter(), Counter()]
+    for step in range(12):
+        for position, record in enumerate(batches.records(step)):
+            number = int(record >= 4)
+            drawn[number][mixes[number].draw(RECORD, 9, step, position).lower() or "dropped"] += 1
+    assert count_exposures(batches, 12) == [dict(count) for count in drawn]
+    assert sum(sum(count.values()) for count in drawn) == 48

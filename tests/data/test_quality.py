@@ -159,3 +159,11 @@ def test_sieve_hands_each_check_what_is_left_and_counts_reasons() -> None:
     assert [row.id for row in sieve.left[0:9]] == ["0", "2", "4"]
     assert b"".join([*first, *second]).decode().count("name 5") == 1
     assert sieve.reasons == {"odd": 2, "last": 1}
+
+
+def test_objects_of_the_world_are_counted_rightly() -> None:
+    from t2i.shapes import describe as describe_scene
+    from t2i.shapes import sample_scene
+
+    scenes = [sample_scene(1, index, "train") for index in range(300)]
+    assert all(count_objects(describe_scene(s, "dense")) == sum(g.number or 0 for g in s.groups) for s in scenes)

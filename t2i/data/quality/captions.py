@@ -15,7 +15,7 @@ from t2i.records import CaptionedImage
 
 _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _COUNTS = {"a": 1, "an": 1} | {word: number for number, word in enumerate(_NUMBERS, 1)}
-_NO_OBJECTS = re.compile(r"\b(?:on|in|against|with|at|of) an? [\w ]*?\b(?:background|middle|cent(?:er|re)|row|line)\b")
+_NO_OBJECTS = re.compile(r"\b(?:on|against|with|in|at) an? (?:\w+ ){0,2}(?:background|backdrop|row|line)\b")
 PERMUTATIONS = 128
 
 
