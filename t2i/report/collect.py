@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from t2i.records import ScoredImage, read_jsonl
+from t2i.report.means import score_rows
 from t2i.report.model import (
     ArmImages,
     CategoryRow,
@@ -19,7 +19,6 @@ from t2i.report.model import (
     Note,
     PromptPanel,
     Report,
-    ScoreRow,
     StageSummary,
 )
 from t2i.report.numbers import NOT_AVAILABLE, byte_size
@@ -55,7 +54,7 @@ def collect_report(sources: Sources, *, title: str, recipe_name: str, panels: in
         recipe_name=recipe_name,
         created=_newest(sources),
         arms=tuple(ArmImages(name, tuple(_images(folder))) for name, folder in sources.scores),
-        scores=tuple(_score_rows(rows, scorers, comparisons)),
+        scores=tuple(score_rows(rows, [scorer["label"] for scorer in scorers])),
         comparisons=tuple(_comparison_row(result, row) for result in comparisons for row in result["overall"]),
         categories=tuple(_category_row(result, row) for result in comparisons for row in result["categories"]),
         panels=tuple(everything[:panels]),
@@ -111,33 +110,6 @@ def _scored(folder: Path) -> list[ScoredImage]:
 
 def _images(folder: Path) -> list[tuple[Key, Path]]:
     return [(row.key, folder / row.image) for row in _scored(folder)]
-
-
-def _score_rows(
-    rows: dict[str, dict[Key, ScoredImage]], scorers: list[dict[str, Any]], comparisons: Sequence[dict[str, Any]]
-) -> list[ScoreRow]:
-    """Means over prompts as the comparisons state them; an arm that none of them has is shown without a mean."""
-    means = {
-        (row["label"], result[side]): row.get(f"mean_{side}")
-        for result in comparisons
-        for row in result["overall"]
-        for side in ("a", "b")
-    }
-    return [
-        ScoreRow(
-            scorer=scorer["label"],
-            arm=arm,
-            mean=means.get((scorer["label"], arm)),
-            low=None,
-            high=None,
-            images=len(values),
-            missing=len(images) - len(values),
-            values=values,
-        )
-        for scorer in scorers
-        for arm, images in rows.items()
-        for values in [tuple(row.scores[scorer["label"]] for row in images.values() if scorer["label"] in row.scores)]
-    ]
 
 
 def _comparison_row(result: dict[str, Any], row: dict[str, Any]) -> ComparisonRow:
