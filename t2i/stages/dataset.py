@@ -151,7 +151,7 @@ class DatasetStage(Stage):
         rows = RecordTable(context.input("data_from") / RECORDS_FILE)
         records = RecordTable(save_records(context.folder, self._with_images(context.folder, rows)))
         for entry in self.formats:
-            entry.write(context.folder, records, context.seed)
+            entry.write(context.folder.resolve(), records, context.seed)
         counts = count_records(records)
         kinds = [entry.type for entry in self.formats]
         card = dataset_card(counts, self.title, kinds, dict.fromkeys(entry.note for entry in self.formats))
@@ -168,6 +168,8 @@ class DatasetStage(Stage):
         from t2i.errors import DataError
 
         once = Once()
+        # Records name images absolutely; a stage's folder may be named from the working directory.
+        images = folder.resolve() / IMAGES
         for row in rows:
             source = Path(row.image)
             try:
@@ -178,7 +180,7 @@ class DatasetStage(Stage):
                 data = without_metadata(data, source.suffix, str(source))
             name = hashlib.sha256(data).hexdigest()[:32]
             once.check(name, str(source))
-            path = folder / IMAGES / f"{name}{source.suffix.lower()}"
+            path = images / f"{name}{source.suffix.lower()}"
             if not path.exists():
                 write_bytes(path, data)
             yield dataclasses.replace(row, id=name, image=str(path))

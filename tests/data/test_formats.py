@@ -198,6 +198,11 @@ def test_sidecars_are_written_in_the_dialect_or_not_at_all(tmp_path: Path) -> No
         write_sidecars(rows, {"dense": 1}, "one_line", ".txt", 0)
     with pytest.raises(DataError, match="first_line cannot hold 1 captions with 2 lines"):
         write_sidecars(rows, {"dense": 1}, "first_line", ".txt", 0)
+    twice = [dataclasses.replace(row, captions=(*row.captions, Caption("alt", "another"))) for row in rows]
+    with pytest.raises(DataError, match=r"red\.txt: 2 lines"):
+        write_sidecars(twice, {"alt": 1}, "one_line", ".txt", 0)
+    write_sidecars(twice, {"alt": 1}, "line_each", ".txt", 0)
+    assert (tmp_path / "set/red.txt").read_text() == FULL.captions[0].text + "\nanother\n"
     write_sidecars(rows, {"dense": 1}, "whole_file", ".txt", 0)
     answers = [dict(_files("whole_file").load()([row]))[0] for row in rows]
     assert answers == [(Caption("dense", FULL.captions[1].text, "file:.txt"),)] * 3

@@ -97,6 +97,19 @@ def test_folder_can_be_moved_and_named_images_are_their_hashes(written: Path) ->
     assert all(row["file_name"].startswith("images/") for row in rows)
 
 
+def test_folder_may_be_named_from_the_working_directory(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fields = {"formats": FORMATS, "title": "Three photographs"}
+    tiny.run_stage(DatasetStage, Path("runs/dataset"), fields, {"data_from": written.parent / "caption"})
+
+    def files(folder: Path) -> dict[str, bytes]:
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    assert files(tmp_path / "runs/dataset") == files(written)
+
+
 def test_the_same_image_twice_is_refused(tmp_path: Path) -> None:
     source = tiny.write_photographs(tmp_path / "photographs", count=1)
     [row] = FolderSource(path=str(source)).materialize(tmp_path, 0)

@@ -18,8 +18,9 @@ def write_sidecars(
     """Write `picture.txt` beside every `picture.jpg`; returns how many.
 
     weights: caption kind -> weight. Each image gets the captions of one kind, drawn by weight and keyed by seed and
-    image id; with one kind there is nothing to draw. A text file holds the texts alone: not their kind, nor their
-    origin. Raises DataError for an image without the drawn kind, or captions that the dialect cannot hold.
+    image id; with one kind there is nothing to draw. Several captions of it need the dialect `line_each`. A text file
+    holds the texts alone: not their kind, nor their origin. Raises DataError for an image without the drawn kind, or
+    captions that the dialect cannot hold.
     """
     count = 0
     for record in records:
@@ -28,7 +29,7 @@ def write_sidecars(
         texts = [caption.text for caption in record.captions if caption.kind == kind]
         if not texts:
             raise DataError(f"{record.image}: no caption of kind {kind!r}; drop such images with a filter stage.")
-        write_text(path, text_file(texts if dialect == "line_each" else texts[:1], dialect, str(path)))
+        write_text(path, text_file(texts, dialect, str(path)))
         count += 1
     return count
 
