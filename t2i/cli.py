@@ -181,14 +181,32 @@ def label_command(
 def export_command(
     weights: Annotated[Path, typer.Argument(help="A LoRA file of any layout, or the folder of a train stage.")],
     model: Annotated[str, typer.Option("--model", help="Hub id or folder of the model it was trained on.")],
-    to: Annotated[str, typer.Option("--to", help="Layout: diffusers, peft, kohya or comfyui.")],
-    output: Annotated[Path, typer.Option("--output", help="File to write; for peft a folder.")],
+    to: Annotated[str, typer.Option("--to", help="Layout: diffusers, peft, kohya, comfyui or merged.")],
+    output: Annotated[Path, typer.Option("--output", help="File to write; a folder for peft and merged.")],
     precision: Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")] = "fp32",
+    dora_rank: Annotated[int | None, typer.Option("--dora-rank", help="Convert a DoRA to a LoRA of this rank.")] = None,
 ) -> None:
     """Write a LoRA in another layout; the file is loaded into the model and compared before it gets its name."""
     from t2i.commands import export
 
-    typer.echo(f"{output}: {export(weights, model, to, output, precision=precision)}")
+    typer.echo(f"{output}: {export(weights, model, to, output, precision=precision, dora_rank=dora_rank)}")
+
+
+@app.command("merge")
+def merge_command(
+    adapters: Annotated[list[Path], typer.Argument(help="LoRA files of any layout; for extract a whole model.")],
+    model: Annotated[str, typer.Option("--model", help="Hub id or folder of the model they belong to.")],
+    output: Annotated[Path, typer.Option("--output", help="File to write, in diffusers layout.")],
+    kind: Annotated[str, typer.Option("--kind", help="linear, cat, svd, factors or extract.")] = "linear",
+    weights: Annotated[str | None, typer.Option("--weights", help="One per file, such as 0.7,0.3.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", help="Rank for svd and extract.")] = None,
+    energy: Annotated[float | None, typer.Option("--energy", help="Share of the energy for svd and extract.")] = None,
+) -> None:
+    """Merge LoRAs into one, resize a single one (--kind svd), or extract one from a fine-tuned model."""
+    from t2i.commands import merge
+
+    what = merge(adapters, model, output, kind=kind, weights=weights, rank=rank, energy=energy)
+    typer.echo(f"{output}: {what}")
 
 
 @app.command("doctor")

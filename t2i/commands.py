@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
+
+from pydantic import ValidationError
 
 from t2i.errors import ConfigError, DataError
 from t2i.resources import resolve_path
@@ -116,24 +119,91 @@ def label(sources: Sequence[Path], output: Path, *, port: int, seed: int) -> Ite
         yield from summary(log.ballots, len(study.pairs))
 
 
-def export(weights: Path, model: str, to: str, output: Path, *, precision: str) -> str:
+def export(weights: Path, model: str, to: str, output: Path, *, precision: str, dora_rank: int | None = None) -> str:
     """Write a LoRA file of any layout in another one; returns what was found and how the new file was proved."""
-    from t2i.export.adapter import Layout, Precision, export_lora
+    from t2i.export.adapter import Precision, Target, export_lora
     from t2i.families.loading import load_family, public_model_name
+
+    _check_choice("--to", to, Target)
+    _check_choice("--precision", precision, Precision)
+    if (output.suffix == ".safetensors") == (to in ("peft", "merged")):
+        expected = "a folder, without a suffix" if to in ("peft", "merged") else "a file that ends in .safetensors"
+        raise ConfigError(f"--output: {output}: layout {to} is {expected}.")
+    source = _lora_source(weights)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    family = load_family(model)
+    layout, chosen = cast("Target", to), cast("Precision", precision)
+    metadata = {"t2i_family": family.facts.name, "t2i_model": public_model_name(model), "t2i_layout": to}
+    exported = export_lora(
+        source, output, family, layout=layout, precision=chosen, metadata=metadata, dora_rank=dora_rank
+    )
+    return f"{exported.read_from} -> {exported}"
+
+
+def merge(
+    adapters: Sequence[Path],
+    model: str,
+    output: Path,
+    *,
+    kind: str,
+    weights: str | None,
+    rank: int | None,
+    energy: float | None,
+) -> str:
+    """Merge LoRA files of any layout into one, resize one, or extract one from a model; returns what became of it."""
+    from t2i.export.adapter import write_adapter
+    from t2i.export.merge import Size, extract
+    from t2i.export.whole import base_weights
+    from t2i.families.loading import load_family, public_model_name
+    from t2i.stages.merge import Merge, merged_files
+
+    if output.suffix != ".safetensors":
+        raise ConfigError(f"--output: {output} must end in .safetensors.")
+    names = ["adapter"] if kind == "extract" else []
+    fields = {
+        "model": model,
+        "kind": kind,
+        "weights_from": names or None,
+        "adapters": [] if names else [str(path) for path in adapters],
+        "weights": None if weights is None else [_number(part) for part in weights.split(",")],
+        "rank": rank,
+        "energy": energy,
+    }
+    try:
+        stage = Merge.model_validate_json(json.dumps(fields))
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]
+        raise ConfigError(f"{'.'.join(map(str, reason['loc'])) or 'merge'}: {reason['msg']}") from error
+    family = load_family(model)
+    if kind == "extract":
+        tuned = load_family(str(adapters[0]), expected=family.facts.name)
+        merged = extract(base_weights(family), base_weights(tuned), Size(rank, energy or 1.0))
+    else:
+        merged = merged_files(stage, [_lora_source(path) for path in adapters], family)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"t2i_family": family.facts.name, "t2i_model": public_model_name(model), "t2i_merge": kind}
+    exported = write_adapter(merged.adapter, output, family, layout="diffusers", precision="fp32", metadata=metadata)
+    ranks = [factors.rank for factors in merged.adapter.values()]
+    return f"rank {min(ranks)} to {max(ranks)}, {100 * merged.error:.2g} % of the change cut off; {exported}"
+
+
+def _lora_source(weights: Path) -> Path:
+    """The LoRA file of a train stage's folder, or what is one itself."""
     from t2i.training.outputs import ADAPTER_FOLDER, trained_adapter
 
-    for option, value, known in (("--to", to, get_args(Layout)), ("--precision", precision, get_args(Precision))):
-        if value not in known:
-            raise ConfigError(f"{option}: {value!r} is not known; expected one of {', '.join(known)}.")
-    if (output.suffix == ".safetensors") == (to == "peft"):
-        expected = "a folder, without a suffix" if to == "peft" else "a file that ends in .safetensors"
-        raise ConfigError(f"--output: {output}: layout {to} is {expected}.")
     source = trained_adapter(weights) if (weights / ADAPTER_FOLDER).is_dir() else weights
     if not source.exists():
         raise DataError(f"{source}: no such LoRA file.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    family = load_family(model)
-    layout, chosen = cast("Layout", to), cast("Precision", precision)
-    metadata = {"t2i_family": family.facts.name, "t2i_model": public_model_name(model), "t2i_layout": to}
-    exported = export_lora(source, output, family, layout=layout, precision=chosen, metadata=metadata)
-    return f"{exported.read_from} -> {exported}"
+    return source
+
+
+def _check_choice(option: str, value: str, choices: object) -> None:
+    if value not in get_args(choices):
+        raise ConfigError(f"{option}: {value!r} is not known; expected one of {', '.join(get_args(choices))}.")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(f"--weights: {text!r} is not a number; write 0.5,0.5.") from error

@@ -23,6 +23,8 @@ from t2i.export.reading import read_adapter
 from t2i.families.base import ModelFamily
 from t2i.records import write_tensors, write_text
 
+Target = Literal["diffusers", "peft", "kohya", "comfyui", "merged"]
+"""What an adapter can be exported as: a layout of LoRA files, or the whole model with the adapter in its weights."""
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOLERANCES: dict[str, float] = {"fp32": 1e-6, "fp16": 2**-10, "bf16": 2**-7}
@@ -46,23 +48,46 @@ class Exported:
     read_by: Literal["diffusers", "peft", "t2i"]
     """Whose reader the file was loaded with, into the model it is for."""
 
+    conversion_error: float = 0.0
+    """Share of the weight change's norm that a plain LoRA of the given rank could not take over from a DoRA."""
+
     def __str__(self) -> str:
-        return f"weight deltas arrive within {self.error:.1e}, read by {self.read_by}"
+        what = "weights" if self.layout == "merged" else "weight deltas"
+        text = f"{what} arrive within {self.error:.1e}, read by {self.read_by}"
+        if self.conversion_error:
+            text += f"; a LoRA in place of the DoRA, {100 * self.conversion_error:.2g} % of whose change is lost"
+        return text
 
 
 def export_lora(
-    source: Path, target: Path, family: ModelFamily, *, layout: Layout, precision: Precision, metadata: dict[str, str]
+    source: Path,
+    target: Path,
+    family: ModelFamily,
+    *,
+    layout: Target,
+    precision: Precision,
+    metadata: dict[str, str],
+    dora_rank: int | None = None,
 ) -> Exported:
     """Write the LoRA file `source`, of any layout, as `target` in another one, whole or not at all.
 
-    target: a file; for layout `peft` a folder, with one of peft's per component. It is loaded into the family's
-    pipeline before it gets its name, so `family` must be fresh. Raises ModelError for values that are not finite, an
-    adapter that does nothing, modules that the layout has no names for, and a file that does not arrive as it was sent.
+    target: a file; for layout `peft` a folder, with one of peft's per component, for `merged` one of the whole model.
+    It is loaded into the family's pipeline before it gets its name, so `family` must be fresh. dora_rank: convert a
+    DoRA to the nearest plain LoRA of that rank. Raises ModelError for values that are not finite, an adapter that does
+    nothing, modules that the layout has no names for, and a file that does not arrive as it was sent.
     """
+    from t2i.export.whole import converted, export_merged
+
     imported = read_adapter(source, ModelLayers.of(family.facts, family.pipeline))
     check_adapter(imported.adapter, str(source))
-    exported = write_adapter(imported.adapter, target, family, layout=layout, precision=precision, metadata=metadata)
-    return replace(exported, read_from=imported.layout)
+    adapter, lost = imported.adapter, 0.0
+    if dora_rank is not None and layout not in ("diffusers", "peft", "merged"):
+        adapter, lost = converted(adapter, family, dora_rank)
+    if layout == "merged":
+        exported = export_merged(adapter, target, family, precision=precision)
+    else:
+        exported = write_adapter(adapter, target, family, layout=layout, precision=precision, metadata=metadata)
+    return replace(exported, read_from=imported.layout, conversion_error=lost)
 
 
 def write_adapter(

@@ -9,6 +9,7 @@ from t2i.stages.dataset import DatasetStage
 from t2i.stages.export import Export
 from t2i.stages.filter import Filter
 from t2i.stages.generate import Generate
+from t2i.stages.merge import Merge
 from t2i.stages.pair import Pair
 from t2i.stages.report import ReportStage
 from t2i.stages.score import Score
@@ -21,6 +22,7 @@ STAGE_TYPES: dict[str, type[Stage]] = {
     "export": Export,
     "filter": Filter,
     "generate": Generate,
+    "merge": Merge,
     "pair": Pair,
     "report": ReportStage,
     "score": Score,

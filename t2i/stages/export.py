@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from t2i.config import ModelPath
 from t2i.stages.base import Stage, StageContext
+
+if TYPE_CHECKING:
+    from t2i.export.adapter import Exported
+    from t2i.families.base import ModelFamily
 
 
 class Export(Stage):
@@ -25,8 +29,13 @@ class Export(Stage):
     """Commit or tag of a hub model."""
     weights_from: str
     """A train stage."""
-    layouts: tuple[Literal["diffusers", "peft", "kohya", "comfyui"], ...] = Field(default=("diffusers",), min_length=1)
-    """`diffusers`, or `peft` for PixArt; `kohya` is what most interfaces read, `comfyui` has the authors' names."""
+    layouts: tuple[Literal["diffusers", "peft", "kohya", "comfyui", "merged"], ...] = Field(
+        default=("diffusers",), min_length=1
+    )
+    """`diffusers`, or `peft` for PixArt; `kohya` is what most interfaces read, `comfyui` has the authors' names;
+    `merged` is the whole model with the adapter in its weights, as a diffusers folder."""
+    dora_rank: int | None = Field(default=None, ge=1, le=4096)
+    """Convert a DoRA to the nearest plain LoRA of this rank, for layouts that know no DoRA; the error is reported."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of the written weights; fp32 keeps every bit."""
     file_name: str = Field(default="", pattern=r"^[\w.-]*$")
@@ -43,7 +52,6 @@ class Export(Stage):
 
     def _export_adapter(self, source: Path, context: StageContext) -> dict[str, Any]:
         from t2i.errors import ConfigError
-        from t2i.export.adapter import export_lora
         from t2i.families.loading import load_family, public_model_name
 
         if self.model is None:
@@ -54,20 +62,28 @@ class Export(Stage):
             "t2i_family": family.facts.name,
             "t2i_model": public_model_name(self.model),
         }
+        stem = f"{self.file_name or context.recipe_name}"
         facts: dict[str, Any] = {}
         for layout in self.layouts:
-            name = f"{self.file_name or context.recipe_name}.{layout}"
-            target = context.folder / (name if layout == "peft" else f"{name}.safetensors")
-            exported = export_lora(
-                source,
-                target,
-                family,
-                layout=layout,
-                precision=self.precision,
-                metadata={**metadata, "t2i_layout": layout},
-            )
-            facts[target.name] = str(exported)
+            exported = self._export_layout(source, context.folder / f"{stem}.{layout}", family, layout, metadata)
+            facts[exported.path.name] = str(exported)
         return facts
+
+    def _export_layout(
+        self, source: Path, stem: Path, family: ModelFamily, layout: str, metadata: dict[str, str]
+    ) -> Exported:
+        from t2i.export.adapter import export_lora
+
+        is_folder = layout in ("peft", "merged")
+        return export_lora(
+            source,
+            stem if is_folder else stem.with_name(f"{stem.name}.safetensors"),
+            family,
+            layout=layout,  # pyright: ignore[reportArgumentType]
+            precision=self.precision,
+            metadata={**metadata, "t2i_layout": layout},
+            dora_rank=self.dora_rank,
+        )
 
     def _export_model(self, source: Path, folder: Path) -> dict[str, Any]:
         from t2i.export.model import export_model
