@@ -225,6 +225,22 @@ def doctor_command(
         raise typer.Exit(1)
 
 
+@app.command("reproduce")
+def reproduce_command(
+    lock: Annotated[Path, typer.Argument(metavar="RUN.LOCK.JSON", help="The lock in the folder of a finished run.")],
+    accept: Annotated[bool, typer.Option("--accept", help="Run although something differs; it is listed.")] = False,
+) -> None:
+    """Do a finished run again from its lock, in a folder of its own, and say whether every file is the same."""
+    from t2i.runlock import reproduce
+
+    verdict, accepted = reproduce(lock, runs_root() / "reproduced", accept=accept)
+    for line in accepted:
+        typer.echo(f"accepted: {line}")
+    typer.echo(str(verdict))
+    if verdict.word == "different":
+        raise typer.Exit(1)
+
+
 @recipes_app.callback()
 def _recipes(ctx: typer.Context) -> None:
     """List the shipped recipes (as `t2i recipes list`)."""

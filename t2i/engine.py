@@ -29,6 +29,7 @@ from t2i.provenance import environment, git_commit
 from t2i.recipe import Recipe
 from t2i.resources import ContentHashes, local_path
 from t2i.rundir import CONFIG, RunDirectory, damage, now_utc, read_done, read_json
+from t2i.runlock import LOCK, write_lock
 from t2i.stages.base import Stage, StageContext
 
 HASHES = ".hashes.json"
@@ -165,6 +166,8 @@ def run(recipe: Recipe, root: Path, console: Console | None = None) -> list[Plan
                 for line in facts.get("summary", ()):
                     _say(screen, f"  {line}")
         if processes.is_first():
+            if any(item.status != "skip" for item in planned) or not (directory.folder / LOCK).is_file():
+                write_lock(recipe, planned, directory.folder)
             hashes.save()
     processes.leave()
     return planned

@@ -23,6 +23,11 @@ StageTypes = Mapping[str, type[Stage]]
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(/[A-Za-z0-9_-]+)*")
 
 
+def is_safe_name(name: str) -> bool:
+    """Whether a recipe or stage of that name has a folder inside its root and nowhere else."""
+    return _SAFE_NAME.fullmatch(name) is not None
+
+
 class RecipeFile(FrozenModel):
     """The keys at the top of a recipe."""
 

@@ -39,6 +39,7 @@ OPTIONS = {
     "label": ["sources", "--output", "--port", "--seed"],
     "export": ["weights", "--model", "--to", "--output", "--precision", "--dora-rank"],
     "merge": ["adapters", "--model", "--output", "--kind", "--weights", "--rank", "--energy"],
+    "reproduce": ["lock", "--accept"],
     "doctor": ["model"],
     "recipes": [],
     "recipes list": [],

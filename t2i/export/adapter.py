@@ -103,8 +103,8 @@ def write_adapter(
     named = to_layout(adapter, layout, ModelLayers.of(family.facts, family.pipeline))
     rounded = {name: factors.to(DTYPES[precision]) for name, factors in named.items()}
     with _draft(target) as draft:
-        _write(rounded, draft, layout, metadata)
-        read_by = _reader(layout, family, named)
+        write_layout(rounded, draft, layout, metadata)
+        read_by = reader_of(layout, family, named)
         error = arrival_error(adapter, draft, family, read_by)
         # Written so that an error that is not a number, from values beyond the precision's range, is refused too.
         if not error <= TOLERANCES[precision]:
@@ -129,7 +129,8 @@ def _draft(target: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def _write(named: Mapping[str, Factors], path: Path, layout: Layout, metadata: Mapping[str, str]) -> None:
+def write_layout(named: Mapping[str, Factors], path: Path, layout: Layout, metadata: Mapping[str, str]) -> None:
+    """Write layers under the names of a layout: a file, or for peft a folder."""
     header = {"format": "pt", **metadata}
     if layout != "peft":
         write_tensors(path, to_tensors(named, layout), header)
@@ -171,7 +172,7 @@ def _peft_config(own: Mapping[str, Factors]) -> dict[str, Any]:
     }
 
 
-def _reader(layout: Layout, family: ModelFamily, named: Mapping[str, Factors]) -> Literal["diffusers", "peft", "t2i"]:
+def reader_of(layout: Layout, family: ModelFamily, named: Mapping[str, Factors]) -> Literal["diffusers", "peft", "t2i"]:
     """Whose reader proves a file: the library's that people load it with, where there is one."""
     if layout == "peft":
         return "peft"

@@ -15,6 +15,7 @@ from t2i.lora.files import (
     put_into,
     save,
     set_strength,
+    start_from,
     unload,
 )
 from t2i.lora.modules import inject_module, merge_adapters
@@ -37,5 +38,6 @@ __all__ = [
     "quantize_linears",
     "save",
     "set_strength",
+    "start_from",
     "unload",
 ]

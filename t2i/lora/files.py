@@ -185,6 +185,40 @@ def set_strength(pipeline: DiffusionPipeline, strength: float, *, name: str = NA
                 layer.set_scale(name, strength)
 
 
+def start_from(pipeline: DiffusionPipeline, modules: dict[str, nn.Module], path: Path) -> str:
+    """Give fresh adapters the values of a LoRA file, of any layout. Returns the layout in words.
+
+    Raises ModelError unless the file adapts the same modules with the same ranks; strengths may differ.
+    """
+    imported = read_adapter(path, ModelLayers.of(facts_of(pipeline), pipeline))
+    layers = {
+        f"{component}.{file_path(component, inner)}": layer
+        for component, module in modules.items()
+        for inner, layer in _lora_layers(module)
+    }
+    differing = sorted(layers.keys() ^ imported.adapter.keys())
+    if differing:
+        where = "the file lacks" if differing[0] in layers else "the recipe does not train"
+        raise ModelError(f"{path}: {where} {differing[0]} ({len(differing)} such modules); set trained.targets alike.")
+    for name, layer in layers.items():
+        _set_values(layer, imported.adapter[name], f"{path}: {name}")
+    return imported.layout
+
+
+def _set_values(layer: Any, factors: Factors, where: str) -> None:
+    down, up = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+    if down.shape != factors.down.shape or up.shape != factors.up.shape:
+        raise ModelError(f"{where} has rank {factors.rank}, the recipe trains {down.shape[0]}; set trained.rank alike.")
+    has = NAME in layer.lora_magnitude_vector
+    if has != (factors.magnitude is not None):
+        raise ModelError(f"{where}: a DoRA and a plain LoRA cannot start from each other; set trained.variant alike.")
+    down.data.copy_(factors.down)
+    # The strength is the recipe's; what the file's differs by goes into B.
+    up.data.copy_(factors.up * (factors.strength / layer.scaling[NAME]))
+    if has:
+        layer.lora_magnitude_vector[NAME].weight.data.copy_(factors.magnitude_of_peft())
+
+
 def unload(pipeline: DiffusionPipeline) -> None:
     """Take all loaded adapters out again."""
     from diffusers.loaders.lora_base import LoraBaseMixin

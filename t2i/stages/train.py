@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from t2i import processes
-from t2i.config import ModelPath, speed_only
+from t2i.config import LocalPath, ModelPath, speed_only
 from t2i.data.pairs import PAIRS_FILE, PairSource, iterate_pairs, save_pairs
 from t2i.data.settings import BucketSettings, CacheSettings, CaptionPhase, DatasetSettings, MaskSettings, ViewSettings
 from t2i.data.sources import RECORDS_FILE, ImageSource, ImageSources, save_records
@@ -62,6 +62,7 @@ class Train(Stage):
         "data_from": ("captioned_images",),
         "pairs_from": ("pairs",),
         "model_from": ("weights",),
+        "adapter_from": ("weights",),
     }
     in_all_processes: ClassVar[bool] = True
 
@@ -72,6 +73,13 @@ class Train(Stage):
     """An earlier train stage that saved a whole model, instead of `model`."""
     revision: str | None = None
     """Commit or tag of a hub model."""
+    adapter: LocalPath | None = None
+    """A LoRA file, of any layout, that the LoRA starts from; of the modules and ranks that `trained` asks for."""
+    adapter_from: str | None = None
+    """An earlier train or merge stage whose LoRA it starts from, instead of `adapter`."""
+    layouts: tuple[Literal["diffusers", "peft", "kohya", "comfyui"], ...] = speed_only(("diffusers",))
+    """Layouts that the LoRA will be exported in: one with random values is written and read back in each before the
+    first step, so that a layout without names for its modules ends the run there."""
     init: Literal["pretrained", "random"] = "pretrained"
     """`random` takes only the configs of the model and starts from fresh weights."""
     data: ImageSources | None = None
@@ -139,6 +147,10 @@ class Train(Stage):
             raise ValueError("captions: every weight must be above 0; leave a kind out instead")
         if _couples_batch(self.objective) and self.loop.micro_batch_size not in (None, self.loop.batch_size):
             raise ValueError(f"{self.objective.type} couples the whole batch: micro_batch_size cannot be smaller")
+        if self.adapter is not None and self.adapter_from is not None:
+            raise ValueError("give `adapter` (a LoRA file) or `adapter_from` (a stage), not both")
+        if (self.adapter or self.adapter_from) and not isinstance(self.trained, LoraSettings):
+            raise ValueError("adapter: only a LoRA starts from one, and `trained` is full")
         if self.init == "random" and isinstance(self.trained, LoraSettings):
             raise ValueError("init: a LoRA over random weights is of no use; train `full` components")
         return self
@@ -284,6 +296,7 @@ class Train(Stage):
             raise ConfigError(f"objective: {self.objective.type} couples the whole batch, so it runs in one process.")
         model = str(context.input("model_from") / MODEL_FOLDER) if self.model_from else self.model or ""
         settings = self._settings_of_run(model, context)
+        settings = dataclasses.replace(settings, adapter=self._start(context), layouts=self.layouts)
         settings = dataclasses.replace(settings, pairs=self._pairs(context), held_out_pairs=self._held_out(context))
         task = build_task(settings, self.objective)
         estimate = self._estimate(settings)
@@ -316,6 +329,15 @@ class Train(Stage):
         steps = result.steps - result.resumed_from
         measured = measured_run(context.folder, result.seconds / steps if steps else None)
         return facts | {"estimated": estimate, "measured": measured.facts()}
+
+    def _start(self, context: StageContext) -> Path | None:
+        """The LoRA file to start from."""
+        from t2i.resources import resolve_path
+        from t2i.training.outputs import trained_adapter
+
+        if self.adapter_from is not None:
+            return trained_adapter(context.input("adapter_from"))
+        return None if self.adapter is None else resolve_path(self.adapter)
 
     def _settings_of_run(self, model: str, context: StageContext) -> TaskSettings:
         """Settings with the records of the stage's data, less those held out."""

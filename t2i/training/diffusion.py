@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,9 +88,16 @@ class DiffusionModule(nn.Module):
 
 
 def diffusion_trainable(
-    family: ModelFamily, objective: DenoiserObjective, settings: LoraSettings | FullSettings, seed: int
+    family: ModelFamily,
+    objective: DenoiserObjective,
+    settings: LoraSettings | FullSettings,
+    seed: int,
+    *,
+    start: Path | None = None,
 ) -> tuple[Trainable, dict[str, nn.Module]]:
     """Prepare a family for training. Returns what the loop trains, and the trained components by name.
+
+    start: a LoRA file that a LoRA goes on from; an objective's reference is still the model without any.
 
     An objective that compares with the untrained model gets it from its own adapters, switched off; only where whole
     components are trained is a second, frozen copy of these held.
@@ -105,6 +113,8 @@ def diffusion_trainable(
         )
         return trainable, components
     adapted = lora.inject(family, settings, seed)
+    if start is not None:
+        lora.start_from(family.pipeline, adapted, start)
     if objective.needs_reference:
         lora.check_restorable(adapted)
     module = DiffusionModule(family, objective, adapted, adapted)
@@ -112,7 +122,7 @@ def diffusion_trainable(
     trainable = Trainable(
         module,
         {f"components.{prefix}": rate for prefix, rate in own_rates.items()},
-        lambda batch: _check_first_batch(module, adapted, batch),
+        lambda batch: _check_first_batch(module, adapted, batch, is_fresh=start is None),
         {".lora_B.": settings.b_learning_rate_ratio},
         # Of an encoder whose last layer but one is read, the last is not.
         has_unused=settings.text_encoder,
@@ -139,7 +149,9 @@ def _unfreeze(family: ModelFamily, names: Sequence[str]) -> dict[str, nn.Module]
 
 
 @torch.no_grad()
-def _check_first_batch(module: DiffusionModule, adapted: dict[str, nn.Module], batch: Any) -> None:
+def _check_first_batch(
+    module: DiffusionModule, adapted: dict[str, nn.Module], batch: Any, *, is_fresh: bool = True
+) -> None:
     """Step 0: the loss is finite, only adapters are trained, and a fresh adapter changes nothing, bit for bit."""
     output = module(batch)
     if not torch.isfinite(output.loss).all():
@@ -149,7 +161,7 @@ def _check_first_batch(module: DiffusionModule, adapted: dict[str, nn.Module], b
     strangers = [name for name, value in module.named_parameters() if value.requires_grad and ".lora_" not in name]
     if adapted and strangers:
         raise RunError(f"step 0: parameters other than the adapter's would be trained: {strangers[:3]}.")
-    if not _starts_as_reference(module, output, batch, bool(adapted)):
+    if is_fresh and not _starts_as_reference(module, output, batch, bool(adapted)):
         raise RunError("step 0: the fresh adapter changes the model's output; it must start as the model itself.")
 
 

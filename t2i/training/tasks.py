@@ -20,6 +20,8 @@ from t2i.data.examples import Dataset, ImageExamples, LatentExamples
 from t2i.data.pair_examples import LatentPairs, PairData
 from t2i.data.settings import BucketSettings, CacheSettings, MaskSettings, ViewSettings
 from t2i.errors import ConfigError
+from t2i.export.contract import check_contract, check_trained
+from t2i.export.layouts import Layout
 from t2i.families.base import ModelFamily
 from t2i.families.loading import load_family, locate_checkpoint
 from t2i.objectives import (
@@ -74,6 +76,10 @@ class TaskSettings:
     """What preference objectives train on, instead of the records."""
     held_out_pairs: Sequence[PreferencePair] = ()
     """Pairs that only measure; empty: some of `pairs` are held out."""
+    adapter: Path | None = None
+    """A LoRA file, of any layout, that a LoRA starts from."""
+    layouts: tuple[Layout, ...] = ()
+    """Layouts that the adapter must be able to be written in."""
 
 
 class Task(Protocol):
@@ -111,7 +117,11 @@ class DiffusionTask:
         if torch.cuda.is_available():
             self.family.pipeline.to("cuda")
         # Before the images are encoded, which may take hours: a target that does not exist ends the run here.
-        self.trainable, self.components = diffusion_trainable(self.family, objective, settings.trained, settings.seed)
+        if isinstance(settings.trained, LoraSettings):
+            check_contract(self.family, settings.trained, settings.layouts, settings.seed)
+        self.trainable, self.components = diffusion_trainable(
+            self.family, objective, settings.trained, settings.seed, start=settings.adapter
+        )
         check_nothing_cached_is_trained(self.family, self.components, settings.cache)
         self.plan = plan or self.data.plan(self.resolution)
         self.held_out = self._encode_held_out(objective)
@@ -160,7 +170,10 @@ class DiffusionTask:
         return {"beta": beta, "logit_per_mean_squared_error": beta / 2, "latent_elements": elements}
 
     def save(self, metadata: dict[str, str]) -> dict[str, Any]:
-        return self.save_into(self.settings.folder, metadata)
+        facts = self.save_into(self.settings.folder, metadata)
+        if isinstance(self.settings.trained, LoraSettings):
+            check_trained(self.family, self.components, self.settings.folder / facts["adapter"])
+        return facts
 
     def save_into(self, folder: Path, metadata: dict[str, str], name: str = ADAPTER_FOLDER) -> dict[str, Any]:
         """As `save`, into another folder; name: of the adapter's folder in it."""
