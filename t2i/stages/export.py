@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -20,7 +21,7 @@ class Export(Stage):
 
     version: ClassVar[int] = 1
     produces: ClassVar[str] = "files"
-    accepts: ClassVar[dict[str, tuple[str, ...]]] = {"weights_from": ("weights",)}
+    accepts: ClassVar[dict[str, tuple[str, ...]]] = {"weights_from": ("weights",), "compare_from": ("comparison",)}
 
     type: Literal["export"] = "export"
     model: ModelPath | None = None
@@ -38,6 +39,8 @@ class Export(Stage):
     """Convert a DoRA to the nearest plain LoRA of this rank, for layouts that know no DoRA; the error is reported."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of the written weights; fp32 keeps every bit."""
+    compare_from: str | None = None
+    """A compare stage, whose scores without and with the adapter go into the files and the model card."""
     file_name: str = Field(default="", pattern=r"^[\w.-]*$")
     """Stem of the files; the recipe's name if empty."""
 
@@ -52,22 +55,41 @@ class Export(Stage):
 
     def _export_adapter(self, source: Path, context: StageContext) -> dict[str, Any]:
         from t2i.errors import ConfigError
+        from t2i.export.card import Base, card, header
+        from t2i.export.layouts import ModelLayers
+        from t2i.export.reading import read_adapter
         from t2i.families.loading import load_family, public_model_name
+        from t2i.records import write_text
 
         if self.model is None:
             raise ConfigError(f"stage {self.label}: no model; set `model` here or at the top of the recipe.")
         family = load_family(self.model, revision=self.revision)
-        metadata = {
-            "t2i_recipe": context.recipe_name,
-            "t2i_family": family.facts.name,
-            "t2i_model": public_model_name(self.model),
-        }
-        stem = f"{self.file_name or context.recipe_name}"
+        imported = read_adapter(source, ModelLayers.of(family.facts, family.pipeline))
+        base = Base(family.facts.name, public_model_name(self.model), self._model_hash(context))
+        title, scores = self.file_name or context.recipe_name, self._scores(context)
         facts: dict[str, Any] = {}
+        strings: dict[str, str] = {}
         for layout in self.layouts:
-            exported = self._export_layout(source, context.folder / f"{stem}.{layout}", family, layout, metadata)
+            strings = header(imported.adapter, base, layout, title, imported.metadata, scores)
+            exported = self._export_layout(source, context.folder / f"{title}.{layout}", family, layout, strings)
             facts[exported.path.name] = str(exported)
+        files = [context.folder / name for name in facts]
+        write_text(context.folder / "README.md", card(title, base, strings, files))
         return facts
+
+    def _model_hash(self, context: StageContext) -> str:
+        """Of a local model; the engine has it already, in the stage's configuration."""
+        path = context.folder / "config.json"
+        if not path.is_file():
+            return ""
+        return json.loads(path.read_text()).get("files", {}).get("model", {}).get("sha256", "")
+
+    def _scores(self, context: StageContext) -> list[dict[str, Any]]:
+        from t2i.stages.compare import COMPARISON_FILE
+
+        if self.compare_from is None:
+            return []
+        return json.loads((context.input("compare_from") / COMPARISON_FILE).read_text())["overall"]
 
     def _export_layout(
         self, source: Path, stem: Path, family: ModelFamily, layout: str, metadata: dict[str, str]
@@ -81,7 +103,7 @@ class Export(Stage):
             family,
             layout=layout,  # pyright: ignore[reportArgumentType]
             precision=self.precision,
-            metadata={**metadata, "t2i_layout": layout},
+            metadata=metadata,
             dora_rank=self.dora_rank,
         )
 

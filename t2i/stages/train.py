@@ -287,6 +287,7 @@ class Train(Stage):
     def _train(self, context: StageContext) -> dict[str, Any]:
         from t2i.data.batches import KeyedBatches
         from t2i.data.exposure import count_exposures
+        from t2i.export.card import dataset_strings
         from t2i.training.loop import fit
         from t2i.training.measured import forget_peak_memory, measured_run
         from t2i.training.outputs import MODEL_FOLDER
@@ -320,7 +321,8 @@ class Train(Stage):
             probe_every=watch.intervals if watch else (),
             tracking=self.tracking,
         )
-        metadata = {"t2i_recipe": context.recipe_name, "t2i_steps": str(result.steps)}
+        metadata = {"t2i_recipe": context.recipe_name, "t2i_steps": str(result.steps), "t2i_run": context.folder.name}
+        metadata |= dataset_strings(settings.records, self.trigger_words)
         facts = processes.first(lambda: task.facts() | self._save(task, metadata, watch) | {"steps": result.steps})
         exposures = count_exposures(batches, result.steps)
         facts |= {"exposures": exposures} if exposures else {}

@@ -1,0 +1,57 @@
+"""What an exported file says of itself, in its header and in the card beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import tiny
+from safetensors import safe_open
+
+from t2i.export.card import dataset_strings
+from t2i.records import Caption, CaptionedImage
+from t2i.stages.export import Export
+
+RECORDS = [
+    CaptionedImage("a" * 32, "a.png", 8, 8, (Caption("alt", "one"),), {"license": "CC0"}),
+    CaptionedImage("b" * 32, "b.png", 8, 8, (Caption("alt", "two"),), {"licence": "CC-BY-4.0"}),
+    CaptionedImage("c" * 32, "c.png", 8, 8),
+]
+ROW = {"label": "judge", "mean_a": 0.5, "mean_b": 0.75, "difference": 0.25, "low": 0.1, "high": 0.4, "prompts": 9}
+
+
+def test_hashes_name_the_images_and_the_captions_apart() -> None:
+    strings = dataset_strings(RECORDS, "sks")
+    assert json.loads(strings["t2i_licences"]) == {"CC-BY-4.0": 1, "CC0": 1, "not stated": 1}
+    other = CaptionedImage("c" * 32, "moved.png", 8, 8, (Caption("alt", "three"),))
+    changed = dataset_strings([*RECORDS[:2], other], "sks")
+    assert changed["t2i_dataset_sha256"] == strings["t2i_dataset_sha256"]
+    assert changed["t2i_captions_sha256"] != strings["t2i_captions_sha256"]
+
+
+def test_header_and_card_say_what_the_file_was_made_from(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from t2i.records import write_tensors
+
+    plain = tiny.write_adapter(tmp_path / "plain.safetensors")
+    source = {"t2i_recipe": "mine", "t2i_run": "train-0123", **dataset_strings(RECORDS, "sks")}
+    (tmp_path / "train/adapter").mkdir(parents=True)
+    write_tensors(tmp_path / "train/adapter/pytorch_lora_weights.safetensors", load_file(plain), source)
+    (tmp_path / "compare").mkdir()
+    (tmp_path / "compare/comparison.json").write_text(json.dumps({"overall": [{**ROW, "verdict": "better"}]}))
+    inputs = {"weights_from": tmp_path / "train", "compare_from": tmp_path / "compare"}
+    fields = {"model": str(tiny.sd1()), "layouts": ["diffusers", "kohya"], "file_name": "style"}
+    tiny.run_stage(Export, tmp_path / "out", fields, inputs)
+    with safe_open(tmp_path / "out/style.kohya.safetensors", "pt") as file:
+        strings = file.metadata()
+    assert strings["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert strings["modelspec.trigger_phrase"] == "sks"
+    assert (strings["ss_network_dim"], strings["t2i_ranks"]) == ("4", "[4]")
+    assert {key: strings[key] for key in source} == source
+    assert json.loads(strings["t2i_scores"]) == [{**ROW, "verdict": "better"}]
+    text = (tmp_path / "out/README.md").read_text()
+    assert "| judge | 0.5 | 0.75 | +0.25 | 0.1 to 0.4 | better |" in text
+    assert "CC-BY-4.0 (1), CC0 (1), not stated (1)" in text
+    assert "`style.diffusers.safetensors` | diffusers" in text
+    assert str(tmp_path) not in text
