@@ -38,7 +38,7 @@ def main() -> None:
     text = "\n\n".join([*parts, f"Measured with `make claims`: {describe()}."])
     print(text)
     if "--write" in sys.argv:
-        write(text)
+        write_between(text, BEGIN, END)
 
 
 def table(result: dict[str, object]) -> str:
@@ -52,12 +52,14 @@ def table(result: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
-def write(text: str) -> None:
-    """Replace what stands between the markers of the README."""
+def write_between(text: str, begin: str, end: str) -> None:
+    """Replace what stands between two markers of the README. Raises SystemExit where it has none."""
     path = REPOSITORY / "README.md"
-    before, _, rest = path.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    before, found, rest = path.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{path}: has no {begin}; the table is printed above.")
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 if __name__ == "__main__":

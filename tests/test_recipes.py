@@ -37,6 +37,23 @@ OWN_FOLDERS = dict.fromkeys(["photo_lora", *FAMILY_RECIPES], "caption.data.path"
 """Recipe -> field that names a folder which only the user has."""
 
 
+DPO_RECIPES = {
+    "sd15_dpo": tiny.sd1,
+    "sdxl_dpo": tiny.sdxl,
+    "pixart_dpo": lambda: tiny_flow.pixart("sigma"),
+    "sd35_dpo": tiny_flow.sd3,
+    "flux_dpo": tiny_flow.flux,
+}
+"""Recipe that aligns on the model's own images -> a tiny checkpoint of its family."""
+PROMPT_FILES = {"prompts.txt": "a cat\nthe moon\na red cup\n", "evaluation.txt": "a rocket\na photo of the woman\n"}
+"""What these recipes read in the folder they are run in."""
+
+
+def write_prompts(folder: Path) -> None:
+    for name, text in PROMPT_FILES.items():
+        (folder / name).write_text(text)
+
+
 def name_of(path: Path) -> str:
     return path.stem
 
@@ -87,8 +104,10 @@ def test_the_command_of_a_recipe_exists(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
-def test_a_recipe_plans(path: Path, tmp_path: Path) -> None:
+def test_a_recipe_plans(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require_resources(path)
+    monkeypatch.chdir(tmp_path)
+    write_prompts(tmp_path)
     own = OWN_FOLDERS.get(path.stem)
     recipe = Recipe.load(path, [f"{own}={tmp_path}"] if own else [])
     assert recipe.name == path.stem
@@ -178,6 +197,65 @@ def test_the_lora_recipe_of_a_family_tells_what_it_takes_and_how_that_was_found(
     told = {line.split()[0] for line in lines if line}
     assert {"Source", "Weights", "Memory", "Time"} <= told
     assert any("by arithmetic" in line or "measured" in line for line in lines)
+
+
+CLIP_ALONE = [{"name": "clip_score", "label": "pickscore", "model": "pkg:t2i.shapes/assets/clip"}]
+
+
+@pytest.mark.parametrize("name", DPO_RECIPES)
+def test_the_dpo_recipe_of_a_family_runs_to_its_end(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tiny checkpoint, and one small scorer in the place of the large ones."""
+    monkeypatch.chdir(tmp_path)
+    write_prompts(tmp_path)
+    path = REPOSITORY / f"recipes/{name}.yaml"
+    scorers = json.dumps(CLIP_ALONE)
+    overrides = (
+        f"model={DPO_RECIPES[name]()}",
+        "revision=null",
+        *(f"{stage}.scorers={scorers}" for stage in ("labels", "base", "tuned")),
+        *(f"{stage}.sampling.steps=2" for stage in ("candidates", "base_images", "tuned_images")),
+        "train.resolution=32",
+        "train.loop={steps: 2, batch_size: 2, micro_batch_size: 1, precision: bf16}",
+        "train.optimizer={learning_rate: 1e-2}",
+        "compare.resamples=1000",
+    )
+    stages = run_small(path, tmp_path / "runs", *overrides)
+    done = read_done(stages["train"].folder)
+    assert done is not None
+    facts: Any = done.facts
+    assert facts["pairs"] + facts["ties_left_out"] <= 3
+    assert facts["logit_per_mean_squared_error"] in (2500, 500)
+    assert list(stages["export"].folder.rglob("*.safetensors"))
+    comparison = json.loads((stages["compare"].folder / "comparison.json").read_text())
+    assert [row["prompts"] for row in comparison["overall"]] == [2]
+
+
+@pytest.mark.parametrize("name", DPO_RECIPES)
+def test_the_dpo_recipe_of_a_family_tells_what_it_takes_and_how_that_was_found(name: str) -> None:
+    lines = header(REPOSITORY / f"recipes/{name}.yaml")
+    told = {line.split()[0] for line in lines if line}
+    assert {"Source", "Weights", "Memory", "Time"} <= told
+    assert any("by arithmetic" in line or "measured" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["shapes_dpo", "shapes_kto"])
+def test_alignment_on_shapes_ends_in_a_comparison_for_each_arm(tmp_path: Path, name: str) -> None:
+    path = REPOSITORY / f"recipes/{name}.yaml"
+    require_resources(path)
+    recipe = Recipe.load(path)
+    labels = {stage.label for stage in recipe.stages}
+    images = [label for label in labels if label.startswith(("base_images", "tuned_images", "candidates"))]
+    small = [f"{label}.sampling.steps=2" for label in sorted({label.partition("/")[0] for label in images})]
+    counts = ("candidates.prompts.count=8", "base_images.prompts.count=4", "tuned_images.prompts.count=4")
+    loop = ("pair.rule.scorers={tiny CLIP: 0}", "train.loop={steps: 2, batch_size: 4}")
+    stages = run_small(path, tmp_path, *small, *counts, *loop)
+    arms = [stage for label, stage in stages.items() if label.startswith("compare")]
+    assert len(arms) == (3 if name == "shapes_dpo" else 1)
+    for stage in arms:
+        comparison = json.loads((stage.folder / "comparison.json").read_text())
+        roles = {row["label"]: row["role"] for row in comparison["overall"]}
+        assert roles == {"judge": "held_out", "second reader": "held_out", "tiny CLIP": "train"}
+    assert "</html>" in (stages["report"].folder / "report.html").read_text()
 
 
 def test_quickstart_ends_in_a_comparison_and_a_report(tmp_path: Path) -> None:

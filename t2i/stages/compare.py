@@ -75,8 +75,9 @@ class Compare(Stage):
                 f"compare: {self.a_from} and {self.b_from} were scored differently "
                 f"({_identities(scorers_a)} and {_identities(scorers_b)}); give both the same scorers."
             )
-        # Prompts are the same in both arms, so are the truncated ones.
-        return scorers_a
+        # Prompts are the same in both arms, so are the truncated ones. What either arm was optimised for is marked.
+        trained = {scorer["label"] for scorer in scorers_b if scorer.get("role") == "train"}
+        return [row | ({"role": "train"} if row["label"] in trained else {}) for row in scorers_a]
 
     def _check_sampling(self, a: Path, b: Path) -> None:
         """Raise DataError unless both arms were sampled alike: steps, guidance, scheduler, negative prompt, size."""

@@ -1,0 +1,93 @@
+"""Keep the best of several trained adapters by a held-out score: which round to stop at."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from t2i.records import ScoredImage, read_jsonl, write_text
+from t2i.stages.base import Stage, StageContext
+from t2i.stages.score import SCORERS_FILE, SCORES_FILE
+
+PICK_FILE = "pick.json"
+
+
+class Pick(Stage):
+    """Copy one adapter of several, in their order, and write `pick.json`: every mean, and why it stopped there.
+
+    The first `patience` adapters in a row that do not exceed the best mean so far end the search; what comes later is
+    not looked at, however good: that is what a run that had stopped there would have kept.
+    """
+
+    version: ClassVar[int] = 1
+    produces: ClassVar[str] = "weights"
+    shows_names: ClassVar[bool] = True
+    accepts: ClassVar[dict[str, tuple[str, ...]]] = {"weights_from": ("weights",), "scores_from": ("scores",)}
+
+    type: Literal["pick"] = "pick"
+    weights_from: tuple[str, ...] = Field(min_length=1)
+    """Train stages, in order: `train/*` names the rounds."""
+    scores_from: tuple[str, ...] = Field(min_length=1)
+    """The score stages of their images, in the same order."""
+    scorer: str
+    """Label of the scorer that decides; refused if it was trained on."""
+    patience: int = Field(default=1, ge=1)
+    """How many adapters without improvement end the search."""
+
+    @model_validator(mode="after")
+    def _same_number(self) -> Pick:
+        wild = any("*" in name for name in (*self.weights_from, *self.scores_from))
+        if not wild and len(self.weights_from) != len(self.scores_from):
+            raise ValueError("weights_from and scores_from: give one score stage for each train stage")
+        return self
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        from t2i.errors import ConfigError
+        from t2i.training.outputs import ADAPTER_FOLDER, trained_adapter
+
+        weights, scores = context.inputs["weights_from"], context.inputs["scores_from"]
+        if len(weights) != len(scores):
+            raise ConfigError(f"{len(weights)} train stages and {len(scores)} score stages; expected one for each.")
+        found = [self._mean(folder) for _, folder in scores]
+        best, looked_at = first_peak([sign * mean for mean, sign in found], self.patience)
+        source = trained_adapter(weights[best][1])
+        target = context.folder / ADAPTER_FOLDER / source.name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, target)
+        names = [name for name, _ in weights]
+        result = {
+            "scorer": self.scorer,
+            "means": dict(zip(names, [mean for mean, _ in found], strict=True)),
+            "kept": names[best],
+            "stopped_after": names[looked_at - 1],
+        }
+        write_text(context.folder / PICK_FILE, json.dumps(result, indent=2) + "\n")
+        return {"adapter": target.relative_to(context.folder).as_posix(), "kept": names[best], "means": result["means"]}
+
+    def _mean(self, folder: Path) -> tuple[float, int]:
+        """Mean score, and 1, or -1 where less is better."""
+        from t2i.errors import ConfigError
+        from t2i.suggestions import did_you_mean
+
+        known = {row["label"]: row for row in json.loads((folder / SCORERS_FILE).read_text())}
+        if self.scorer not in known:
+            raise ConfigError(f"scorer: {folder.name} has no scorer {self.scorer!r}{did_you_mean(self.scorer, known)}")
+        if known[self.scorer]["role"] == "train":
+            raise ConfigError(f"scorer: {self.scorer!r} was trained on, so it cannot say when to stop; use another.")
+        values = [row.scores[self.scorer] for row in read_jsonl(folder / SCORES_FILE, ScoredImage)]
+        return sum(values) / len(values), 1 if known[self.scorer]["higher_is_better"] else -1
+
+
+def first_peak(values: list[float], patience: int) -> tuple[int, int]:
+    """(place of the largest value before `patience` in a row fail to exceed it, how many were looked at)."""
+    best = 0
+    for place, value in enumerate(values):
+        if value > values[best]:
+            best = place
+        elif place - best >= patience:
+            return best, place + 1
+    return best, len(values)
