@@ -26,6 +26,7 @@ from t2i.objectives import (
     PairObjective,
 )
 from t2i.stages.base import InspectContext, Stage, StageContext
+from t2i.stages.guard import GuardSettings, begin_guard
 from t2i.training.settings import (
     FullSettings,
     HeldOutSettings,
@@ -129,6 +130,8 @@ class Train(Stage):
     """Keep some images out of training and measure the loss on them."""
     samples: SampleSettings | None = None
     """Generate images from fixed prompts while training."""
+    guard: GuardSettings | None = None
+    """Score samples while training with rewards that are not trained on, keep the best, stop over-optimisation."""
     tracking: TrackingSettings | None = speed_only(None)
     """Send what is logged to TensorBoard or wandb too."""
     speed: SpeedSettings = SpeedSettings()
@@ -153,6 +156,9 @@ class Train(Stage):
             raise ValueError("adapter: only a LoRA starts from one, and `trained` is full")
         if self.init == "random" and isinstance(self.trained, LoraSettings):
             raise ValueError("init: a LoRA over random weights is of no use; train `full` components")
+        if self.guard is not None and (self.held_out is not None or self.init == "random"):
+            other = "`init: random`, before which there is nothing" if self.held_out is None else "`held_out`"
+            raise ValueError(f"guard: it keeps the best weights by its own reward; it does not go with {other}")
         return self
 
     def _one_source(self) -> None:
@@ -174,7 +180,7 @@ class Train(Stage):
     def _data_fits_objective(self) -> Train:
         if not isinstance(self.objective, Denoising):
             refused = ("datasets", "trigger_words", "buckets", "views", "masks", "cache", "speed")
-            refused += ("held_out", "samples", "caption_schedule", "caption_parts")
+            refused += ("held_out", "samples", "guard", "caption_schedule", "caption_parts")
             if isinstance(self.objective, PairObjective):
                 refused = ("datasets", "captions", "caption_schedule", "caption_parts", "masks", "held_out", "samples")
             given = [name for name in refused if getattr(self, name) != _default(name)]
@@ -292,6 +298,7 @@ class Train(Stage):
         from t2i.training.measured import forget_peak_memory, measured_run
         from t2i.training.outputs import MODEL_FOLDER
         from t2i.training.tasks import build_task
+        from t2i.training.watch import asked_in_turn
 
         if _couples_batch(self.objective) and processes.count() > 1:
             raise ConfigError(f"objective: {self.objective.type} couples the whole batch, so it runs in one process.")
@@ -309,6 +316,7 @@ class Train(Stage):
             self.loop.workers,
         )
         watch = self._watch(task, settings)
+        guard = begin_guard(self.guard, task, settings, self.loop.steps) if self.guard else None
         forget_peak_memory()
         result = fit(
             task.trainable,
@@ -317,13 +325,13 @@ class Train(Stage):
             self.optimizer,
             context.folder,
             seed=context.seed,
-            probe=watch,
-            probe_every=watch.intervals if watch else (),
+            probe=asked_in_turn([probe for probe in (watch, guard) if probe is not None]),
+            probe_every=(*(watch.intervals if watch else ()), *((guard.every,) if guard else ())),
             tracking=self.tracking,
         )
         metadata = {"t2i_recipe": context.recipe_name, "t2i_steps": str(result.steps), "t2i_run": context.folder.name}
         metadata |= dataset_strings(settings.records, self.trigger_words)
-        facts = processes.first(lambda: task.facts() | self._save(task, metadata, watch) | {"steps": result.steps})
+        facts = processes.first(lambda: task.facts() | self._save(task, metadata, settings) | {"steps": result.steps})
         exposures = count_exposures(batches, result.steps)
         facts |= {"exposures": exposures} if exposures else {}
         if estimate is None:
@@ -382,27 +390,37 @@ class Train(Stage):
             )
         return Watch(settings.folder, self.loop.steps, self.held_out, measure, self.samples, sample)
 
-    def _save(self, task: Task, metadata: dict[str, str], watch: Watch | None) -> dict[str, Any]:
-        """Save the result, and the best weights of a LoRA; returns facts."""
+    def _save(self, task: Task, metadata: dict[str, str], settings: TaskSettings) -> dict[str, Any]:
+        """Save the result, and the best weights of a LoRA if they were looked for; returns facts."""
         from t2i.training.outputs import BEST_FOLDER
         from t2i.training.tasks import DiffusionTask
-        from t2i.training.watch import BEST_FILE, held_out_facts
 
-        if watch is None or self.held_out is None or not isinstance(task, DiffusionTask):
+        if (self.held_out is None and self.guard is None) or not isinstance(task, DiffusionTask):
             return task.save(metadata)
-        facts = held_out_facts(watch.folder)
-        best = watch.folder / "checkpoints" / BEST_FILE
-        if not best.exists():
+        file, step, is_result, facts = self._kept(settings.folder, int(metadata["t2i_steps"]))
+        if not file.exists():
             raise RunError("no held-out loss is a number; look at the images held out, or lower the learning rate.")
-        is_best = self.held_out.result == "best"
-        saved = {} if is_best else task.save(metadata)
-        _load_weights(task.trainable, best)
-        metadata = metadata | {"t2i_steps": str(int(facts["best_step"]))}
-        if is_best:
+        saved = {} if is_result else task.save(metadata)
+        _load_weights(task.trainable, file)
+        metadata = metadata | {"t2i_steps": str(step)}
+        if is_result:
             saved = task.save(metadata)
         if isinstance(self.trained, LoraSettings):
-            task.save_into(watch.folder, metadata, BEST_FOLDER)
+            task.save_into(settings.folder, metadata, BEST_FOLDER)
         return saved | facts
+
+    def _kept(self, folder: Path, steps: int) -> tuple[Path, int, bool, dict[str, Any]]:
+        """The best weights by held-out reward or loss, their step, whether they are the result, and facts."""
+        from t2i.training.guard import GUARDED_FILE, guard_facts, read_readings
+        from t2i.training.watch import BEST_FILE, held_out_facts
+
+        if self.guard is not None:
+            facts = guard_facts(read_readings(folder), self.guard.rule(), stopped=steps < self.loop.steps)
+            is_result = self.guard.result == "best"
+            return folder / "checkpoints" / GUARDED_FILE, facts["guard"]["best_step"], is_result, facts
+        facts = held_out_facts(folder)
+        is_result = self.held_out is not None and self.held_out.result == "best"
+        return folder / "checkpoints" / BEST_FILE, int(facts["best_step"]), is_result, facts
 
     def _estimate(self, settings: TaskSettings) -> dict[str, JsonValue] | None:
         """What training a denoiser will take, by arithmetic; None for other models."""

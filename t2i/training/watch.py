@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +12,7 @@ from t2i.records import write_bytes, write_text
 from t2i.training.outputs import SAMPLES_FOLDER
 
 if TYPE_CHECKING:
+    from t2i.training.loop import Probe
     from t2i.training.settings import HeldOutSettings, SampleSettings
 
 HELD_OUT_FILE = "held_out.jsonl"
@@ -57,6 +58,15 @@ class Watch:
             write_bytes(self.folder / "checkpoints" / BEST_FILE, weights.read_bytes())
         rows = [*earlier, {"step": step, "loss": loss}]
         write_text(self.folder / HELD_OUT_FILE, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def asked_in_turn(probes: Sequence[Probe]) -> Probe | None:
+    """One probe that asks all, and stops if any says so; None if there is none."""
+
+    def ask(step: int, weights: Path) -> Literal["continue", "stop"]:
+        return "stop" if "stop" in [probe(step, weights) for probe in probes] else "continue"
+
+    return ask if probes else None
 
 
 def read_held_out(folder: Path) -> list[dict[str, float]]:
