@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from t2i.captioners.base import Refusal
 from t2i.captioners.chat import EndpointModel, Pace, Replies, Reply, Request
@@ -44,21 +45,28 @@ class EndpointChat:
     def reply(self, requests: Sequence[Request]) -> Replies:
         """As `Chat.reply`. Raises ModelError after `PATIENCE` failures in a row; those are not reported as refused."""
         held: list[tuple[int, Refusal]] = []
-        with ThreadPoolExecutor(self.settings.parallel) as pool:
-            waiting = {pool.submit(self._one, request): number for number, request in enumerate(requests)}
-            try:
-                for future in as_completed(waiting):
-                    answer = future.result()
-                    if isinstance(answer, Refusal):
-                        held.append((waiting[future], answer))
-                        self._check_alive(held)
-                        continue
-                    yield from held
-                    held.clear()
-                    yield waiting[future], answer
-            finally:
-                _cancel(list(waiting))
+        for number, answer in self._answers(requests):
+            if isinstance(answer, Refusal):
+                held.append((number, answer))
+                self._check_alive(held)
+                continue
+            yield from held
+            held.clear()
+            yield number, answer
         yield from held
+
+    def _answers(self, requests: Sequence[Request]) -> Replies:
+        """Answers as they come. A request is sent only when an answer was taken: a kill loses `parallel` at most."""
+        todo = enumerate(requests)
+        waiting: dict[Future[Reply | Refusal], int] = {}
+        with ThreadPoolExecutor(self.settings.parallel) as pool:
+            for number, request in itertools.islice(todo, self.settings.parallel):
+                waiting[pool.submit(self._one, request)] = number
+            while waiting:
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    yield waiting.pop(future), future.result()
+                    for number, request in itertools.islice(todo, 1):
+                        waiting[pool.submit(self._one, request)] = number
 
     def _check_alive(self, held: Sequence[tuple[int, Refusal]]) -> None:
         if len(held) >= PATIENCE:
@@ -83,8 +91,3 @@ class EndpointChat:
             raise DataError(str(error)) from error
         except (EndpointError, DataError) as error:
             return Refusal(str(error))
-
-
-def _cancel(futures: Sequence[Future[Reply | Refusal]]) -> None:
-    for future in futures:
-        future.cancel()
