@@ -50,8 +50,10 @@ PROMPT_FILES = {"prompts.txt": "a cat\nthe moon\na red cup\n", "evaluation.txt":
 
 
 def write_prompts(folder: Path) -> None:
+    """Also an empty folder of pictures."""
     for name, text in PROMPT_FILES.items():
         (folder / name).write_text(text)
+    (folder / "my_pictures").mkdir(exist_ok=True)
 
 
 def name_of(path: Path) -> str:
@@ -256,6 +258,49 @@ def test_alignment_on_shapes_ends_in_a_comparison_for_each_arm(tmp_path: Path, n
         roles = {row["label"]: row["role"] for row in comparison["overall"]}
         assert roles == {"judge": "held_out", "second reader": "held_out", "tiny CLIP": "train"}
     assert "</html>" in (stages["report"].folder / "report.html").read_text()
+
+
+def test_rounds_on_shapes_end_in_the_round_that_is_kept(tmp_path: Path) -> None:
+    path = REPOSITORY / "recipes/shapes_rounds.yaml"
+    require_resources(path)
+    counts = [f"{name}.prompts.count={count}" for name, count in (("candidates", 8), ("round_images", 4))]
+    steps = [f"{name}.sampling.steps=2" for name in ("candidates", "round_images", "base_images")]
+    loop = ("base_images.prompts.count=4", "pair.rule.scorers={tiny CLIP: 0}", "train.loop={steps: 2, batch_size: 4}")
+    stages = run_small(path, tmp_path, *counts, *steps, *loop)
+    picked = json.loads((stages["pick"].folder / "pick.json").read_text())
+    assert picked["kept"] in [f"train/round{number}" for number in (1, 2, 3)]
+    kept = next((stages[picked["kept"]].folder / "adapter").iterdir()).read_bytes()
+    assert next((stages["pick"].folder / "adapter").iterdir()).read_bytes() == kept
+    first, second = (json.loads((stages[f"candidates/round{n}"].folder / "sampling.json").read_text()) for n in (1, 2))
+    assert first["weights"] == []
+    assert second["weights"] == [stages["train/round1"].folder.name]
+
+
+def test_the_whole_way_ends_in_an_aligned_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tiny checkpoint, captions from files, and a small scorer in the place of the large ones."""
+    monkeypatch.chdir(tmp_path)
+    write_prompts(tmp_path)
+    tiny.write_photographs(tmp_path / "my_pictures", longer_side=80)
+    small = [{"name": "clip_score", "label": name, "model": "pkg:t2i.shapes/assets/clip"} for name in ("hpsv2", "jpeg")]
+    pick = {"name": "clip_score", "label": "pickscore", "model": "pkg:t2i.shapes/assets/clip", "role": "train"}
+    scorers = json.dumps([*small, pick])
+    images = ("candidates", "base_images", "tuned_images", "aligned_images")
+    stages = run_small(
+        REPOSITORY / "recipes/align_full.yaml",
+        tmp_path / "runs",
+        f"model={tiny.sd1()}",
+        "revision=null",
+        "caption.captioner={type: files, kind: short, extension: .txt}",
+        "filter.min_side=32",
+        *(f"{stage}.scorers={scorers}" for stage in ("labels", "base", "tuned", "aligned")),
+        *(f"{stage}.sampling.steps=2" for stage in images),
+        *(f"{stage}.resolution=32" for stage in ("tuning", "aligning")),
+        *(f"{stage}.loop={{steps: 2, batch_size: 2, precision: bf16}}" for stage in ("tuning", "aligning")),
+        *(f"{stage}.resamples=1000" for stage in ("compare", "frontier")),
+    )
+    assert len(list(stages["export"].folder.glob("*.safetensors"))) == 2
+    found = json.loads((stages["frontier"].folder / "frontier.json").read_text())
+    assert [arm["name"] for arm in found["arms"]] == ["tuned", "aligned"]
 
 
 def test_quickstart_ends_in_a_comparison_and_a_report(tmp_path: Path) -> None:
