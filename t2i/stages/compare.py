@@ -12,6 +12,7 @@ from pydantic import Field
 from t2i.records import ScoredImage, read_jsonl, write_text
 from t2i.stages.base import Stage, StageContext
 from t2i.stages.generate import SAMPLING_FILE
+from t2i.stages.lineage import optimised_against
 from t2i.stages.score import SCORERS_FILE, SCORES_FILE, reward_errors
 
 COMPARISON_FILE = "comparison.json"
@@ -21,7 +22,7 @@ Key = tuple[str, int, int]
 class Compare(Stage):
     """Write `comparison.json`: per scorer the mean difference b - a with its interval, win rate and verdict."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     produces: ClassVar[str] = "comparison"
     shows_names: ClassVar[bool] = True
     accepts: ClassVar[dict[str, tuple[str, ...]]] = {"a_from": ("scores",), "b_from": ("scores",)}
@@ -77,6 +78,8 @@ class Compare(Stage):
             )
         # Prompts are the same in both arms, so are the truncated ones. What either arm was optimised for is marked.
         trained = {scorer["label"] for scorer in scorers_b if scorer.get("role") == "train"}
+        ids = optimised_against(a) | optimised_against(b)
+        trained |= {scorer["label"] for scorer in scorers_a if scorer.get("id") in ids}
         return [row | ({"role": "train"} if row["label"] in trained else {}) for row in scorers_a]
 
     def _check_sampling(self, a: Path, b: Path) -> None:

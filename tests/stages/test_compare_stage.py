@@ -175,3 +175,28 @@ def test_arms_that_were_sampled_differently_are_refused(tmp_path: Path) -> None:
         (folder / "sampling.json").write_text(json.dumps(record))
     with pytest.raises(T2IError, match=r"sampled differently \(steps: 20 and 30\)"):
         compare(tmp_path, *arms)
+
+
+def made(folder: Path, inputs: list[Path], kind: str = "other", fields: dict[str, Any] | None = None) -> Path:
+    """Give a folder the files by which the engine says what it was made from."""
+    folder.mkdir(exist_ok=True)
+    (folder / "provenance.json").write_text(json.dumps({"inputs": {path.name: path.name for path in inputs}}))
+    (folder / "config.json").write_text(json.dumps({"identity": {"type": kind, "fields": fields or {}}}))
+    return folder
+
+
+def test_a_scorer_that_chose_the_pairs_is_marked_although_nobody_said_so(tmp_path: Path) -> None:
+    scorers = [row | {"id": f"id of {row['label']}", "role": "held_out"} for row in SCORERS]
+    # Another label in the stage that the pairs came from: it is the same scorer by its id.
+    renamed = [row | {"label": f"{row['label']} of candidates"} for row in scorers]
+    candidates = arm(tmp_path / "candidates", base, renamed)
+    rule = {"rule": {"scorers": {"loss of candidates": 0.0}}}
+    pair = made(tmp_path / "pair", [candidates], "pair", rule)
+    train = made(tmp_path / "train", [pair], "train")
+    a, b = (arm(tmp_path / name, base, scorers) for name in ("a", "b"))
+    made(a, [])
+    rows, _ = compare(tmp_path, a, made(b, [made(tmp_path / "images", [train])]))
+    assert {label: found["role"] for label, found in rows.items()} == {"judge": "held_out", "loss": "train"}
+    made(b, [made(tmp_path / "images", [candidates])])
+    rows, _ = compare(tmp_path, a, b)
+    assert {found["role"] for found in rows.values()} == {"held_out"}

@@ -1,0 +1,54 @@
+"""Which scorers something was optimised against, told from the stages that it was made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from t2i.stages.score import SCORERS_FILE
+
+
+def optimised_against(folder: Path) -> set[str]:
+    """Ids of the scorers by which a pair stage, somewhere before this folder, said which images are better.
+
+    Whoever wrote the recipe may have forgotten to give them `role: train`. A folder that does not say what it was made
+    from has no such scorers.
+    """
+    return {
+        row["id"]
+        for ancestor in _ancestors(folder)
+        for row in _deciding(ancestor)
+        if row.get("id")  # score files of others have none
+    }
+
+
+def _ancestors(folder: Path) -> Iterator[Path]:
+    """The folder and all that it was made from, each once."""
+    todo, seen = [folder], set()
+    while todo:
+        current = todo.pop()
+        if current not in seen:
+            seen.add(current)
+            yield current
+            todo += _inputs(current)
+
+
+def _inputs(folder: Path) -> list[Path]:
+    return [folder.parent / name for name in _read(folder / "provenance.json").get("inputs", {}).values()]
+
+
+def _deciding(folder: Path) -> Iterator[dict[str, Any]]:
+    """Descriptions of the scorers whose numbers a pair stage compared; nothing for another stage."""
+    identity = _read(folder / "config.json").get("identity", {})
+    if identity.get("type") != "pair" or not identity["fields"].get("rule"):
+        return
+    labels = identity["fields"]["rule"]["scorers"]
+    for source in _inputs(folder):
+        rows = json.loads((source / SCORERS_FILE).read_text()) if (source / SCORERS_FILE).is_file() else []
+        yield from (row for row in rows if row["label"] in labels)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
