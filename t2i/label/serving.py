@@ -31,8 +31,11 @@ def require_server() -> None:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder of votes. Raises RunError if another process has it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Hold the lock of a folder of votes. Raises RunError if another process has it, ConfigError if it is no folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output: {folder} cannot be a folder ({error.strerror}).") from error
     try:
         # flock: the kernel gives it back when the process dies.
         with FileLock(folder / ".lock", timeout=0, fallback_to_soft=False):
