@@ -52,7 +52,7 @@ class GuardSettings(FrozenModel):
     min_fidelity: float | None = Field(default=None, gt=-1, lt=1)
     """Mean cosine that images must keep to those of the untrained model with the same prompts and seeds."""
     level: float = Field(default=0.95, gt=0.5, lt=1)
-    """Confidence of the intervals."""
+    """Confidence of the intervals; that of the fall below the best of k readings is stricter, (1 - level) / k."""
     patience: int = Field(default=2, ge=1)
     """Readings in a row that must show over-optimisation before the run is stopped."""
     stop: bool = True

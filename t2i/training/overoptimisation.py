@@ -7,11 +7,11 @@ again with rewards that nothing is trained on, and each difference is that of a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rewards.statistics import Interval, bootstrap_interval
 
-RESAMPLES = 2000
+RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Rule:
     """Rewards that are not; the first says which checkpoint is the best."""
     images_per_prompt: int
     level: float = 0.95
-    """Confidence of every interval."""
+    """Confidence of every interval, but see `signs`."""
     patience: int = 2
     """Readings in a row that must show it."""
     max_diversity_loss: float = 0.5
@@ -83,14 +83,18 @@ def signs(readings: Sequence[Reading], rule: Rule) -> tuple[str, ...]:
     Then each of these is one, again with the whole interval (bootstrap over prompts, `Rule.level`):
     a held-out reward is below its value at the best reading so far; diversity is below what may remain of step 0's;
     fidelity is below `min_fidelity`.
+
+    The best of k readings owes some of its height to chance. So the first of these is at 1 - (1 - level) / k
+    (Bonferroni: that any of the k lies clear above an equal one then has the chance that `level` leaves).
     """
     base, now = readings[0], readings[-1]
     if now.step == base.step or not any(_difference(now, base, name, rule).low > 0 for name in rule.trained):
         return ()
     best = best_reading(readings, rule)
+    strict = replace(rule, level=1 - (1 - rule.level) / (len(readings) - 1))
     found = []
     for name in rule.held_out:
-        change = _difference(now, best, name, rule)
+        change = _difference(now, best, name, strict)
         if change.high < 0:
             found.append(f"{name} is {_words(change)} against step {best.step}")
     if now.diversity:

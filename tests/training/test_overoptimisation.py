@@ -112,13 +112,22 @@ def test_sound_runs_are_not_stopped_and_overoptimised_ones_are_within_four_readi
     rising = [0.05 * step for step in range(21)]
     levelling = [0.5 * (1 - 0.7**step) for step in range(21)]
     falling = [0.4 * step / 8 for step in range(9)] + [0.4 - 0.1 * step for step in range(1, 13)]
-    for seed in range(4):
+    for seed in range(2):
+        assert run_of([0.0] * 21, seed) is None
         assert run_of(rising, seed) is None
         assert run_of(levelling, seed) is None
         stopped = run_of(falling, seed)
         # Step 8 is the best, which is the ninth reading; a fifth of 20 steps is four.
         assert stopped is not None
         assert 9 < stopped <= 9 + 4
+
+
+def test_best_of_many_equal_readings_must_be_undercut_by_more() -> None:
+    base = {"reward": [0.0] * 6, "judge": [1.0] * 6}
+    now = Reading(99, {"reward": [1.0] * 6, "judge": [0.2, 0.4, 0.6, 0.8, 1.0, 0.6]})
+    # Mean -0.4, standard error 0.12: beyond t(5) = 2.57, not beyond the 4.77 of a tenth of the 5 %.
+    assert len(signs([Reading(0, base), now], RULE)) == 1
+    assert signs([*(Reading(step, base) for step in range(10)), now], RULE) == ()
 
 
 @pytest.mark.parametrize("level", [0.95, 0.99])
