@@ -323,7 +323,9 @@ class _Run:
         """Put the moving average, if any, into the module; return the trained weights."""
         if self.ema is not None:
             self._copy(self.ema, self.parameters)
-        self.accelerator.end_training()
+        # Not `end_training`: it also takes down the process group, in which the stages go on.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         return self._detached()
 
     def progress(self, start: int) -> Any:
