@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from t2i.config import FrozenModel
-from t2i.errors import ModelError, RunError
+from t2i.errors import ConfigError, ModelError, RunError
 from t2i.randomness import deterministic_kernels, sampling_generator
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from t2i.families.base import ModelFamily
 
 SCHEDULERS: dict[str, str] = {
     "ddim": "DDIMScheduler",
@@ -31,9 +33,9 @@ class SamplingSettings(FrozenModel):
     guidance_scale: float = Field(default=7.5, ge=0)
     """Classifier-free guidance; 1 switches it off."""
     negative_prompt: str = ""
-    """What guidance leads away from; what the model was trained to without a caption if empty."""
+    """What guidance leads away from; what the model was trained to without a caption if empty. Flux takes none."""
     scheduler: Literal["checkpoint", "ddim", "dpmsolver++", "euler"] = "checkpoint"
-    """Sampler; `checkpoint` keeps the one that the model comes with."""
+    """Sampler; `checkpoint` keeps the one that the model comes with, the only choice for SD 3 and Flux."""
     width: int | None = Field(default=None, gt=0, multiple_of=8)
     """Pixels, a multiple of 8; the model's own size if absent."""
     height: int | None = Field(default=None, gt=0, multiple_of=8)
@@ -56,13 +58,14 @@ class Sampler:
     def load(
         cls, model: str, settings: SamplingSettings, *, revision: str | None = None, adapter: Path | None = None
     ) -> Sampler:
-        """Load a model and, over it, a LoRA file."""
+        """Load a model and, over it, a LoRA file. Raises ConfigError for settings that the model cannot follow."""
         import torch
 
         from t2i import lora
         from t2i.families import load_family
 
         family = load_family(model, revision=revision)
+        _check_settings(settings, family)
         pipeline: Any = family.pipeline
         if settings.scheduler != "checkpoint":
             pipeline.scheduler = _scheduler(settings.scheduler, pipeline.scheduler.config)
@@ -103,10 +106,27 @@ class Sampler:
         return self.pipeline.image_processor.numpy_to_pil(arrays)
 
 
-def _scheduler(name: str, config: object) -> object:
+def _check_settings(settings: SamplingSettings, family: ModelFamily) -> None:
+    """Raise ConfigError for what diffusers would ignore, or follow to noise, without a word."""
+    name = family.facts.name
+    if settings.negative_prompt and not family.facts.takes_negative_prompt:
+        raise ConfigError(
+            f"sampling.negative_prompt: {name} is sampled without classifier-free guidance, so nothing would lead away "
+            "from it; leave it out."
+        )
+    if settings.scheduler != "checkpoint" and family.noise.prediction_type == "flow":
+        raise ConfigError(
+            f"sampling.scheduler: {settings.scheduler} undoes the noise of DDPM, and {name} is a model of flow; "
+            "set checkpoint."
+        )
+
+
+def _scheduler(name: str, config: Any) -> object:
     import diffusers
 
+    # DDIM clips images to -1 .. 1 unless told otherwise, and configs of schedulers without that option do not say.
+    options = {"clip_sample": False} if name == "ddim" and "clip_sample" not in config else {}
     try:
-        return getattr(diffusers, SCHEDULERS[name]).from_config(config)
+        return getattr(diffusers, SCHEDULERS[name]).from_config(config, **options)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ModelError(f"scheduler {name!r} does not fit this model's noise ({error}).") from error

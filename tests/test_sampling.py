@@ -16,7 +16,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from t2i.errors import ModelError, RunError
+from t2i.errors import ConfigError, ModelError, RunError
 from t2i.sampling import SCHEDULERS, Sampler, SamplingSettings
 
 PROMPTS = ("a cat", "a photo of the moon", "a red cup")
@@ -90,6 +90,27 @@ def test_strength_of_the_adapter_arrives(adapter: Path, scale: float) -> None:
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_scheduler_is_that_of_diffusers_with_the_noise_of_the_checkpoint(name: str) -> None:
     assert same(painted(settings(scheduler=name)), plain(scheduler=SCHEDULERS[name]))
+
+
+def test_ddim_clips_no_latents_where_the_checkpoint_does_not_say() -> None:
+    assert "clip_sample" not in diffusers.DPMSolverMultistepScheduler.load_config(
+        tiny_flow.pixart(), subfolder="scheduler"
+    )
+    sampler = Sampler.load(str(tiny_flow.pixart()), settings(scheduler="ddim"))
+    assert sampler.pipeline.scheduler.config.clip_sample is False
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("build", [tiny_flow.sd3, tiny_flow.flux])
+def test_schedulers_of_ddpm_are_refused_for_models_of_flow(build: Callable[[], Path], name: str) -> None:
+    with pytest.raises(ConfigError, match="is a model of flow; set checkpoint"):
+        Sampler.load(str(build()), settings(scheduler=name))
+
+
+def test_negative_prompt_is_refused_where_nothing_leads_away_from_it() -> None:
+    with pytest.raises(ConfigError, match="flux is sampled without classifier-free guidance"):
+        Sampler.load(str(tiny_flow.flux()), settings(negative_prompt="a dog"))
+    Sampler.load(str(tiny_flow.sd3()), settings(negative_prompt="a dog"))
 
 
 def test_each_image_has_its_own_generator() -> None:

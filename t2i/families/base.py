@@ -51,6 +51,8 @@ class FamilyFacts:
     """Layouts of LoRA files that the diffusers pipeline reads by itself."""
     takes_sizes: bool = False
     """Whether the denoiser is told the sizes of the image and its crop."""
+    takes_negative_prompt: bool = True
+    """Whether sampling has classifier-free guidance, which leads away from a negative prompt."""
     loads_lora_files: bool = True
     """Whether the diffusers pipeline has `load_lora_weights`; without it files go through peft itself."""
     dispatches_attention: bool = False

@@ -95,6 +95,7 @@ class Flux:
         ),
         native_layers=_NATIVE_LAYERS,
         diffusers_reads=("diffusers", "kohya", "comfyui"),
+        takes_negative_prompt=False,
         unused_components=("image_encoder", "feature_extractor"),
     )
 
