@@ -116,17 +116,21 @@ def image_identity(family: ModelFamily, posterior: str) -> dict[str, object]:
 
 @torch.no_grad()
 def text_identity(family: ModelFamily) -> dict[str, object]:
-    """What decides the conditioning of a given prompt: encoders, tokenizers, and the shape of what comes out."""
+    """What decides the conditioning of a given prompt: encoders, tokenizers, and the shape of what comes out.
+
+    Also whether the empty prompt is zeros, which of two SDXL checkpoints with the same encoders one may say.
+    """
     components: Mapping[str, Any] = family.pipeline.components
     encoders = {name: components[name] for name in family.facts.text_encoders}
     tokenizers = {name: value for name, value in components.items() if name.startswith("tokenizer")}
-    shapes: list[str] = []
-    family.encode_prompts([""]).map(lambda tensor: (shapes.append(f"{tensor.dtype} {list(tensor.shape)}"), tensor)[1])
+    empty = family.encode_prompts([""])
+    given = [value for value in (empty.prompt_embeds, empty.pooled, empty.mask) if value is not None]
     return {
         "family": family.facts.name,
         "encoders": {name: module_digest(module) if module is not None else None for name, module in encoders.items()},
         "tokenizers": {name: _tokenizer_identity(value) for name, value in tokenizers.items() if value is not None},
-        "shapes": shapes,
+        "shapes": [f"{value.dtype} {list(value.shape)}" for value in given],
+        "empty prompt is zeros": not any(bool(value.any()) for value in given),
     }
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from t2i.data.cache import RowCache, image_identity, key_array, module_digest, row_key, text_identity
 from t2i.errors import DataError
+from t2i.families import load_family
 
 
 def keys(*numbers: int) -> np.ndarray:
@@ -133,3 +134,14 @@ def test_identity_of_texts_changes_with_tokenizer_limit_encoder_and_token_count(
     with torch.no_grad():
         next(changed.pipeline.text_encoder.parameters()).mul_(1.001)
     assert text_identity(changed)["encoders"] != first["encoders"]
+
+
+def test_identity_of_texts_changes_with_what_the_empty_prompt_is() -> None:
+    import tiny
+
+    family = load_family(str(tiny.sdxl()))
+    zeros = text_identity(family)
+    family.pipeline.register_to_config(force_zeros_for_empty_prompt=False)
+    encoded = text_identity(family)
+    assert encoded != zeros
+    assert encoded["encoders"] == zeros["encoders"]
