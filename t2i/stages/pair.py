@@ -14,7 +14,7 @@ from t2i.data.pairing import Labels, PairRule
 from t2i.data.prompts import PromptSource
 from t2i.records import ScoredImage, read_jsonl, write_text
 from t2i.stages.base import Stage, StageContext
-from t2i.stages.score import SCORERS_FILE, SCORES_FILE
+from t2i.stages.score import SCORES_FILE, shared_scorer
 
 if TYPE_CHECKING:
     from t2i.data.pairing import Candidate, Pairing
@@ -86,8 +86,9 @@ class Pair(Stage):
 
         prompts: Prompts = {}
         texts: dict[str, str] = {}
-        for _, folder in context.inputs["scores_from"]:
-            signs = self._signs(folder)
+        folders = [folder for _, folder in context.inputs["scores_from"]]
+        signs = self._signs(folders)
+        for folder in folders:
             for row in read_jsonl(folder / SCORES_FILE, ScoredImage):
                 if texts.setdefault(row.prompt_id, row.prompt) != row.prompt:
                     raise DataError(
@@ -98,17 +99,11 @@ class Pair(Stage):
                 found.append(_candidate(row, folder, len(found), signs))
         return prompts
 
-    def _signs(self, folder: Path) -> dict[str, int]:
-        """Scorer -> 1 if more is better, else -1. Raises ConfigError for scorers that the stage does not have."""
-        from t2i.errors import ConfigError
-        from t2i.suggestions import did_you_mean
-
+    def _signs(self, folders: Sequence[Path]) -> dict[str, int]:
+        """Scorer -> 1 if more is better, else -1."""
         assert self.rule is not None
-        known = {row["label"]: row for row in json.loads((folder / SCORERS_FILE).read_text())}
-        for name in self.rule.scorers:
-            if name not in known:
-                raise ConfigError(f"rule.scorers: {folder.name} has no scorer {name!r}{did_you_mean(name, known)}")
-        return {name: 1 if known[name]["higher_is_better"] else -1 for name in self.rule.scorers}
+        found = {name: shared_scorer(folders, name, "rule.scorers")[0] for name in self.rule.scorers}
+        return {name: 1 if row["higher_is_better"] else -1 for name, row in found.items()}
 
 
 def _candidate(row: ScoredImage, folder: Path, order: int, signs: dict[str, int]) -> Candidate:

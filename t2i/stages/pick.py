@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +12,7 @@ from pydantic import Field, model_validator
 
 from t2i.records import ScoredImage, read_jsonl, write_text
 from t2i.stages.base import Stage, StageContext
-from t2i.stages.score import SCORERS_FILE, SCORES_FILE
+from t2i.stages.score import SCORES_FILE, shared_scorer
 
 PICK_FILE = "pick.json"
 
@@ -52,8 +53,8 @@ class Pick(Stage):
         weights, scores = context.inputs["weights_from"], context.inputs["scores_from"]
         if len(weights) != len(scores):
             raise ConfigError(f"{len(weights)} train stages and {len(scores)} score stages; expected one for each.")
-        found = [self._mean(folder) for _, folder in scores]
-        best, looked_at = first_peak([sign * mean for mean, sign in found], self.patience)
+        means, sign = self._means([folder for _, folder in scores])
+        best, looked_at = first_peak([sign * mean for mean in means], self.patience)
         source = trained_adapter(weights[best][1])
         target = context.folder / ADAPTER_FOLDER / source.name
         target.parent.mkdir(exist_ok=True)
@@ -61,25 +62,34 @@ class Pick(Stage):
         names = [name for name, _ in weights]
         result = {
             "scorer": self.scorer,
-            "means": dict(zip(names, [mean for mean, _ in found], strict=True)),
+            "means": dict(zip(names, means, strict=True)),
             "kept": names[best],
             "stopped_after": names[looked_at - 1],
         }
         write_text(context.folder / PICK_FILE, json.dumps(result, indent=2) + "\n")
         return {"adapter": target.relative_to(context.folder).as_posix(), "kept": names[best], "means": result["means"]}
 
-    def _mean(self, folder: Path) -> tuple[float, int]:
-        """Mean score, and 1, or -1 where less is better."""
-        from t2i.errors import ConfigError
-        from t2i.suggestions import did_you_mean
+    def _means(self, folders: Sequence[Path]) -> tuple[list[float], int]:
+        """Mean score of each stage's images, and 1, or -1 where less is better.
 
-        known = {row["label"]: row for row in json.loads((folder / SCORERS_FILE).read_text())}
-        if self.scorer not in known:
-            raise ConfigError(f"scorer: {folder.name} has no scorer {self.scorer!r}{did_you_mean(self.scorer, known)}")
-        if known[self.scorer]["role"] == "train":
+        Raises ConfigError for a scorer that was trained on, DataError where stages scored other prompts or with other
+        weights.
+        """
+        from t2i.errors import ConfigError, DataError
+
+        described = shared_scorer(folders, self.scorer, "scorer")
+        if any(row["role"] == "train" for row in described):
             raise ConfigError(f"scorer: {self.scorer!r} was trained on, so it cannot say when to stop; use another.")
-        values = [row.scores[self.scorer] for row in read_jsonl(folder / SCORES_FILE, ScoredImage)]
-        return sum(values) / len(values), 1 if known[self.scorer]["higher_is_better"] else -1
+        tables = [list(read_jsonl(folder / SCORES_FILE, ScoredImage)) for folder in folders]
+        keys = [sorted(row.key for row in rows) for rows in tables]
+        for folder, own in zip(folders, keys, strict=True):
+            if own != keys[0]:
+                raise DataError(
+                    f"scores_from: {folder.name} and {folders[0].name} hold other prompts, samples or seeds, so that "
+                    "their means cannot be compared; generate both from the same prompts and seed."
+                )
+        means = [sum(row.scores[self.scorer] for row in rows) / len(rows) for rows in tables]
+        return means, 1 if described[0]["higher_is_better"] else -1
 
 
 def first_peak(values: list[float], patience: int) -> tuple[int, int]:

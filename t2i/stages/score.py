@@ -168,6 +168,31 @@ def _trained_scorers(stage: str, folder: Path) -> list[Scorer]:
     ]
 
 
+def shared_scorer(folders: Sequence[Path], label: str, field: str) -> list[dict[str, Any]]:
+    """What each of several score stages says of the scorer with a label. field: of the recipe, for errors.
+
+    Raises ConfigError for a stage without it, DataError unless it is the same in all: numbers of other weights or
+    options cannot be compared.
+    """
+    from t2i.errors import ConfigError, DataError
+    from t2i.suggestions import did_you_mean
+
+    found: list[dict[str, Any]] = []
+    for folder in folders:
+        known = {row["label"]: row for row in json.loads((folder / SCORERS_FILE).read_text())}
+        if label not in known:
+            raise ConfigError(f"{field}: {folder.name} has no scorer {label!r}{did_you_mean(label, known)}")
+        found.append(known[label])
+    identities = [tuple(row.get(key) for key in ("id", "name", "version", "higher_is_better")) for row in found]
+    other = next((number for number, identity in enumerate(identities) if identity != identities[0]), None)
+    if other is not None:
+        raise DataError(
+            f"{field}: {label!r} is another scorer in {folders[other].name} than in {folders[0].name} "
+            f"({identities[other]} and {identities[0]}); score both with the same weights and options."
+        )
+    return found
+
+
 @contextlib.contextmanager
 def reward_errors() -> Iterator[None]:
     """Errors of the rewards package inside the block become the toolkit's own."""

@@ -150,6 +150,16 @@ def test_prompts_of_evaluation_among_the_pairs_are_counted(tmp_path: Path) -> No
     assert any("measures memory" in text for text in report["warnings"])
 
 
+def test_scores_of_different_weights_are_not_compared_with_each_other(tmp_path: Path) -> None:
+    context = tiny.context(tmp_path / "pair")
+    context.inputs["scores_from"] = [(name, scored(tmp_path / name)) for name in ("one", "two")]
+    described = [{"label": "judge", "higher_is_better": True, "id": "other weights"}]
+    (tmp_path / "two/scorers.json").write_text(json.dumps(described))
+    stage = tiny.from_recipe(Pair, {"scores_from": ["one", "two"], "rule": {"scorers": {"judge": 0}}})
+    with pytest.raises(DataError, match="'judge' is another scorer in two than in one"):
+        stage.run(context)
+
+
 def test_images_of_several_models_are_compared_with_each_other(tmp_path: Path) -> None:
     first = scored(tmp_path / "one", {"a": [0.2]})
     second = scored(tmp_path / "two", {"a": [0.7]})

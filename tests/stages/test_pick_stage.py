@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 
-from t2i.errors import ConfigError
+from t2i.errors import ConfigError, DataError
 from t2i.records import ScoredImage, write_jsonl
 from t2i.stages.pick import Pick, first_peak
 from t2i.training.outputs import trained_adapter
@@ -62,6 +62,25 @@ def test_less_is_better_where_the_scorer_says_so(tmp_path: Path) -> None:
 def test_score_that_was_trained_on_cannot_decide(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="was trained on"):
         run(tmp_path, [0.5, 0.7], role="train")
+
+
+def test_means_of_another_scorer_or_of_other_images_are_not_compared(tmp_path: Path) -> None:
+    folder = run(tmp_path, [0.5, 0.7])
+    score = folder.parent / "score1"
+    context = tiny.context(tmp_path / "again")
+    for name in ("train", "score"):
+        context.inputs["weights_from" if name == "train" else "scores_from"] = [
+            (f"{name}/round{number}", tmp_path / f"{name}{number}") for number in range(2)
+        ]
+    stage = tiny.from_recipe(Pick, {"weights_from": ["train/*"], "scores_from": ["score/*"], "scorer": "judge"})
+    described = json.loads((score / "scorers.json").read_text())
+    (score / "scorers.json").write_text(json.dumps([described[0] | {"id": "other weights"}]))
+    with pytest.raises(DataError, match="'judge' is another scorer in score1 than in score0"):
+        stage.run(context)
+    (score / "scorers.json").write_text(json.dumps(described))
+    write_jsonl(score / "scores.jsonl", [ScoredImage("q", "q", 1, "x.png", scores={"judge": 0.7})])
+    with pytest.raises(DataError, match="score1 and score0 hold other prompts"):
+        stage.run(context)
 
 
 def test_unknown_scorer_is_refused(tmp_path: Path) -> None:
