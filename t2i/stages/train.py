@@ -14,7 +14,8 @@ from t2i.config import LocalPath, ModelPath, speed_only
 from t2i.data.pairs import PairSource
 from t2i.data.settings import BucketSettings, CacheSettings, CaptionPhase, DatasetSettings, MaskSettings, ViewSettings
 from t2i.data.sources import ImageSource, ImageSources
-from t2i.objectives import AnyObjective, Denoising
+from t2i.objectives import AnyObjective, Denoising, DiffusionDPO, DiffusionKTO
+from t2i.objectives.beta import CONVENTIONS
 from t2i.stages.base import InspectContext, Stage, StageContext
 from t2i.stages.guard import GuardSettings
 from t2i.stages.train_rules import check_settings
@@ -147,6 +148,7 @@ class Train(Stage):
         facts: dict[str, JsonValue] = {
             "steps": self.loop.steps,
             "examples seen": self.loop.steps * self.loop.batch_size,
+            **self._logit_scale(),
         }
         if self.model is None or not isinstance(self.objective, Denoising):
             return facts
@@ -159,6 +161,15 @@ class Train(Stage):
         has_captions = all(preview.has_captions for preview in known)
         inspection = Inspection(settings, self.objective, self.loop, self.optimizer, has_captions)
         return facts | inspection.facts(is_probed=context.is_probed)
+
+    def _logit_scale(self) -> dict[str, JsonValue]:
+        """By how much a unit of mean squared error moves the logit of a pair, where the recipe alone tells."""
+        objective = self.objective
+        if not isinstance(objective, DiffusionDPO | DiffusionKTO):
+            return {}
+        if objective.beta_from is not None and CONVENTIONS[objective.beta_from.tool].summed:
+            return {}
+        return {"logit per mean squared error": objective.beta_at(1) / 2}
 
     def _previews(self, context: InspectContext) -> list[Preview | None]:
         from t2i.data.preview import preview_source

@@ -168,3 +168,23 @@ def test_kto_of_accumulated_batches_compares_with_zero(tmp_path: Path, pairs: Pa
 def test_batch_larger_than_the_pairs_is_refused_before_the_model_is_loaded(tmp_path: Path, pairs: Path) -> None:
     with pytest.raises(DataError, match="fewer than a batch of 9"):
         train(tmp_path / "train", pairs, DPO, loop={"batch_size": 9}, model=str(tmp_path / "no model"))
+
+
+def test_inspect_tells_the_logit_scale_where_the_recipe_alone_does() -> None:
+    from t2i.stages.base import InspectContext
+
+    def told(**beta: Any) -> object:
+        values = {
+            "type": "train",
+            "model": "m",
+            "pairs_from": "pair",
+            "objective": {"type": "diffusion_dpo", **beta},
+            "optimizer": {"learning_rate": 1e-3},
+            "loop": {"steps": 1, "batch_size": 4},
+        }
+        facts = tiny.from_recipe(Train, values).inspect(InspectContext({}, 0))
+        return facts.get("logit per mean squared error")
+
+    assert told(beta=5000) == 2500
+    assert told(beta_from={"tool": "diffusers_sd15", "value": 2500}) == 2500
+    assert told(beta_from={"tool": "simpletuner", "value": 1}) is None
