@@ -115,6 +115,10 @@ class CaptionedImage:
         """Text of the first caption of that kind, or None."""
         return next((c.text for c in self.captions if c.kind == kind), None)
 
+    def texts(self, kind: str) -> tuple[str, ...]:
+        """Texts of all captions of that kind, in their order."""
+        return tuple(c.text for c in self.captions if c.kind == kind)
+
 
 @dataclass(frozen=True)
 class Prompt:

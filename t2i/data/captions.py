@@ -31,7 +31,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class CaptionMix:
-    """Draws one caption kind per example by weight; with probability `dropout` the empty prompt instead."""
+    """Draws one caption kind per example by weight; with probability `dropout` the empty prompt instead.
+
+    Of several captions of a kind each is as likely.
+    """
 
     weights: dict[str, float]
     dropout: float = 0.0
@@ -52,19 +55,20 @@ class CaptionMix:
         return tuple(phase.weights for phase in self.schedule)
 
     def check(self, records: Iterable[CaptionedImage]) -> None:
-        """Raise DataError unless every record has a non-empty caption of every kind in the mix."""
+        """Raise DataError unless every record has captions of every kind in the mix, none of them empty."""
         lacking: dict[str, list[str]] = {kind: [] for kind in self.kinds}
         count = 0
         for record in records:
             count += 1
             for kind in lacking:
-                if not (record.caption(kind) or "").strip():
+                texts = record.texts(kind)
+                if not texts or not all(map(str.strip, texts)):
                     lacking[kind].append(record.image)
         for kind, images in lacking.items():
             if images:
                 shown = ", ".join(images[:5]) + (", ..." if len(images) > 5 else "")
                 raise DataError(
-                    f"{len(images)} of {count} images have no caption of kind {kind!r}: {shown}. "
+                    f"{len(images)} of {count} images have no caption of kind {kind!r}, or an empty one: {shown}. "
                     f"Drop them with a filter stage (require: [{kind}]) or caption them."
                 )
 
@@ -83,14 +87,16 @@ class CaptionMix:
         kind = self.kind_at(seed, step, position)
         if kind == DROPPED:
             return ""
-        text = record.caption(kind) or ""
+        texts = record.texts(kind) or ("",)
+        chosen = int(generator(seed, "caption of its kind", step, position).integers(len(texts))) if texts[1:] else 0
+        text = texts[chosen]
         if self.parts != "whole":
             text = part_of(text, self.parts, generator(seed, "caption part", step, position))
         return self._with_trigger(text)
 
     def texts(self, record: CaptionedImage) -> list[str]:
-        """A caption of every kind, whole: everything that `draw` may give, the empty prompt and parts left out."""
-        return [self._with_trigger(record.caption(kind) or "") for kind in self.kinds]
+        """The captions of every kind, whole: everything that `draw` may give, the empty prompt and parts left out."""
+        return [self._with_trigger(text) for kind in self.kinds for text in record.texts(kind)]
 
     def _weights_at(self, step: int) -> Mapping[str, float]:
         started = [phase.weights for phase in self.schedule if phase.from_step <= step]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
+import numpy as np
 from pydantic import JsonValue
 
 from t2i import processes
@@ -98,15 +100,27 @@ CACHE_FOLDER = "latents"
 
 
 class Texts(Sequence[str]):
-    """The captions of every record that its dataset draws from; read from the records when asked for."""
+    """The captions of every record that its dataset draws from; read from the records when asked for.
+
+    datasets: in the order of the records, without gaps.
+    """
 
     def __init__(self, records: Sequence[CaptionedImage], datasets: Sequence[Dataset]) -> None:
         self.records, self.datasets = records, datasets
-        counts = [(dataset.last - dataset.first) * len(dataset.mix.kinds) for dataset in datasets]
-        self.starts = [0, *itertools.accumulate(counts)]
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """Place of each record's first caption, and the number of all, int64 [n + 1]; takes a pass over the records."""
+        counts = np.fromiter((len(texts) for texts in self._by_record()), np.int64)
+        return np.concatenate([[0], np.cumsum(counts)])
+
+    def _by_record(self) -> Iterator[list[str]]:
+        for dataset in self.datasets:
+            for number in range(dataset.first, dataset.last):
+                yield dataset.mix.texts(self.records[number])
 
     def __len__(self) -> int:
-        return self.starts[-1]
+        return int(self._starts[-1])
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -116,23 +130,20 @@ class Texts(Sequence[str]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]
-        for dataset, start, end in zip(self.datasets, self.starts, self.starts[1:], strict=False):
-            if number < end:
-                place, kind = divmod(number - start, len(dataset.mix.kinds))
-                return dataset.mix.texts(self.records[dataset.first + place])[kind]
-        raise IndexError(index)
+        record = int(np.searchsorted(self._starts, number, side="right")) - 1
+        dataset = next(dataset for dataset in self.datasets if record < dataset.last)
+        return dataset.mix.texts(self.records[record])[number - int(self._starts[record])]
 
     def __iter__(self) -> Iterator[str]:
-        for dataset in self.datasets:
-            for number in range(dataset.first, dataset.last):
-                yield from dataset.mix.texts(self.records[number])
+        return itertools.chain.from_iterable(self._by_record())
 
 
-def count_truncated(family: ModelFamily, texts: Sequence[str]) -> dict[str, int]:
+def count_truncated(family: ModelFamily, texts: Iterable[str]) -> dict[str, int]:
     """For each text encoder, how many of the texts are longer than its limit; a thousand at a time."""
     counts: dict[str, int] = {}
-    for start in range(0, len(texts), 1000):
-        for name, count in family.count_truncated(texts[start : start + 1000]).items():
+    left = iter(texts)
+    while part := list(itertools.islice(left, 1000)):
+        for name, count in family.count_truncated(part).items():
             counts[name] = counts.get(name, 0) + count
     return counts
 

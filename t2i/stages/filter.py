@@ -38,7 +38,7 @@ class Filter(Stage):
     max_aspect: float | None = Field(default=None, ge=1)
     """Longer side over shorter side, at most."""
     require: tuple[str, ...] = ()
-    """Caption kinds that an image must have."""
+    """Caption kinds that an image must have. Of several captions of a kind each must pass, unless a rule says else."""
     min_words: int | None = Field(default=None, gt=0)
     """Words in every required caption, at least."""
     max_words: int | None = Field(default=None, gt=0)
@@ -50,7 +50,7 @@ class Filter(Stage):
     text_checks: tuple[TextCheck, ...] = ()
     """What no required caption may be: `refusal`, `boilerplate`, `loop`, `truncated`, `private`, `file_name`."""
     min_objects: int | None = Field(default=None, gt=0)
-    """Objects that one required caption names, at least: object-rich images teach where things are."""
+    """Objects that one caption of the first required kind names, at least: many objects teach where things are."""
     near_texts: float | None = Field(default=None, gt=0, lt=1)
     """Of images whose first required captions are this similar (0.8: four of five word triples), a few are kept."""
     near_texts_kept: int = Field(default=1, ge=1)
@@ -124,7 +124,7 @@ class Filter(Stage):
 
         records = RecordTable(context.input("data_from") / RECORDS_FILE)
         sieve = Sieve(records, lambda row: image_name(context.folder, row.image))
-        scores: dict[str, dict[ScoreKey, float]] = {rule.label: {} for rule in self.scores}
+        scores: dict[str, dict[ScoreKey, list[float]]] = {rule.label: {} for rule in self.scores}
         checks = self._checks(context.folder, scores)
         write_parts(context.folder / "dropped.jsonl", (line for check in checks for line in sieve.apply(check)))
         reasons = dict(sieve.reasons)
@@ -137,7 +137,7 @@ class Filter(Stage):
         kept = len(sieve.kept)
         return {"images": len(records), "kept": kept, "dropped": len(records) - kept, "reasons": reasons}
 
-    def _checks(self, folder: Path, scores: Mapping[str, dict[ScoreKey, float]]) -> Iterator[Check]:
+    def _checks(self, folder: Path, scores: Mapping[str, dict[ScoreKey, list[float]]]) -> Iterator[Check]:
         """The rules that are set, the cheap ones first."""
         from t2i.data.quality.captions import few_objects, near_texts, text_problems
         from t2i.data.quality.images import blurred, near_images
@@ -172,7 +172,7 @@ class Filter(Stage):
             if reason is not None:
                 yield place, reason
 
-    def _scored(self, row: CaptionedImage, scores: Mapping[str, dict[ScoreKey, float]]) -> CaptionedImage:
+    def _scored(self, row: CaptionedImage, scores: Mapping[str, dict[ScoreKey, list[float]]]) -> CaptionedImage:
         for rule in self.scores:
             row = with_score(row, rule.kind, rule.label, scores[rule.label][rule.key(row)])
         return row
@@ -185,10 +185,10 @@ class Filter(Stage):
         if self.max_aspect is not None and longer / shorter > self.max_aspect:
             return f"max_aspect: {row.width}x{row.height}"
         for kind in self.require:
-            text = row.caption(kind)
-            if text is None or not text.strip():
+            texts = row.texts(kind)
+            if not texts or not all(map(str.strip, texts)):
                 return f"require {kind}"
-            if reason := self._text_reason(text):
+            if reason := next(filter(None, map(self._text_reason, texts)), None):
                 return reason
         return None
 

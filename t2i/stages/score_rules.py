@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from t2i.data.shards import Work
 
 SHARD_SIZE = 256
-ScoreKey: TypeAlias = tuple[str, str]
+ScoreKey: TypeAlias = tuple[str, tuple[str, ...]]
 
 
 class ScoreRule(FrozenModel):
@@ -34,7 +34,7 @@ class ScoreRule(FrozenModel):
     scorer: Scorer
     """What scores; see `rewards list`."""
     kind: str | None = None
-    """Captions that are its prompts; absent for scorers that take none."""
+    """Captions that are its prompts, of which each must pass; absent for scorers that take none."""
     at_least: float | None = None
     """Lowest score that is kept."""
     at_most: float | None = None
@@ -54,13 +54,13 @@ class ScoreRule(FrozenModel):
         return self.scorer.label or self.scorer.name
 
     def key(self, row: CaptionedImage) -> ScoreKey:
-        """What the score is of: the image, and the caption that is its prompt."""
-        return row.id, (row.caption(self.kind) if self.kind is not None else None) or ""
+        """What the scores are of: the image, and the captions that are its prompts."""
+        return row.id, prompts_of(row, self.kind)
 
     def check(
-        self, folder: Path, keep: Callable[[ScoreKey, float], None]
+        self, folder: Path, keep: Callable[[ScoreKey, list[float]], None]
     ) -> Callable[[Sequence[CaptionedImage]], Dropped]:
-        """The rule as a check. folder: for its shards; keep: told every score that passes, by `key`."""
+        """The rule as a check. folder: for its shards; keep: told the scores of what passes, by `key`."""
         from t2i.data.shards import Shards
 
         def dropped(records: Sequence[CaptionedImage]) -> Dropped:
@@ -71,7 +71,7 @@ class ScoreRule(FrozenModel):
                 if reason:
                     yield place, reason
                 else:
-                    keep(self.key(row), answer["score"])
+                    keep(self.key(row), answer["scores"])
 
         return dropped
 
@@ -79,10 +79,10 @@ class ScoreRule(FrozenModel):
         """Why an image with this answer is dropped."""
         if "problem" in answer:
             return f"{self.label}: cannot be scored ({answer['problem']})"
-        score = answer["score"]
-        too_low = self.at_least is not None and score < self.at_least
-        too_high = self.at_most is not None and score > self.at_most
-        return f"{self.label}: {score:.4g}" if too_low or too_high else None
+        low, high = min(answer["scores"]), max(answer["scores"])
+        if self.at_least is not None and low < self.at_least:
+            return f"{self.label}: {low:.4g}"
+        return f"{self.label}: {high:.4g}" if self.at_most is not None and high > self.at_most else None
 
 
 @dataclass(frozen=True)
@@ -104,27 +104,40 @@ class ScoreTask:
         return work
 
     def identity(self, item: CaptionedImage) -> str:
-        """The image and the caption that is its prompt."""
+        """The image and the captions that are its prompts."""
         return json.dumps([*self.rule.key(item), self.rule.model_dump(mode="json")], sort_keys=True)
+
+
+def prompts_of(row: CaptionedImage, kind: str | None) -> tuple[str, ...]:
+    """The captions of a kind; for no kind, and for an image without such a caption, one empty text."""
+    return (row.texts(kind) if kind is not None else ()) or ("",)
 
 
 def _scores(reward: Reward, batch: Sequence[CaptionedImage], kind: str | None) -> list[dict[str, Any]]:
     """Scores of a batch; one by one where it holds a caption that the scorer cannot take, so that only that falls."""
     from rewards.errors import InputError
 
+    asked = [(number, text) for number, row in enumerate(batch) for text in prompts_of(row, kind)]
+    images, prompts = [Path(batch[number].image) for number, _ in asked], [text for _, text in asked]
     try:
-        prompts = [row.caption(kind) or "" for row in batch] if kind is not None else None
-        return [{"score": float(value)} for value in reward.score([Path(row.image) for row in batch], prompts)]
+        values = reward.score(images, prompts if kind is not None else None)
     except InputError as error:
         if len(batch) == 1:
             return [{"problem": str(error)}]
         return [answer for row in batch for answer in _scores(reward, [row], kind)]
+    answers: list[dict[str, Any]] = [{"scores": []} for _ in batch]
+    for (number, _), value in zip(asked, values, strict=True):
+        answers[number]["scores"].append(float(value))
+    return answers
 
 
-def with_score(row: CaptionedImage, kind: str | None, label: str, score: float) -> CaptionedImage:
-    """The record with a score beside its caption of that kind, or beside the image."""
+def with_score(row: CaptionedImage, kind: str | None, label: str, scores: Sequence[float]) -> CaptionedImage:
+    """The record with a score beside each of its captions of that kind, or beside the image."""
     if kind is None:
-        return dataclasses.replace(row, scores={**row.scores, label: score})
-    first = next(number for number, caption in enumerate(row.captions) if caption.kind == kind)
-    scored = dataclasses.replace(row.captions[first], scores={**row.captions[first].scores, label: score})
-    return dataclasses.replace(row, captions=(*row.captions[:first], scored, *row.captions[first + 1 :]))
+        return dataclasses.replace(row, scores={**row.scores, label: scores[0]})
+    left = iter(scores)
+    scored = (
+        dataclasses.replace(caption, scores={**caption.scores, label: next(left)}) if caption.kind == kind else caption
+        for caption in row.captions
+    )
+    return dataclasses.replace(row, captions=tuple(scored))

@@ -7,6 +7,8 @@ from collections import Counter
 import pytest
 
 from t2i.data.captions import CaptionMix, Phase
+from t2i.data.diffusion import Texts
+from t2i.data.examples import Dataset
 from t2i.errors import DataError
 from t2i.records import Caption, CaptionedImage
 
@@ -48,7 +50,9 @@ def test_records_that_lack_a_kind_are_listed() -> None:
     bare = [CaptionedImage(str(n), f"{n}.png", 8, 8, (Caption("alt", "x"),)) for n in range(7)]
     blank = CaptionedImage("b", "blank.png", 8, 8, (Caption("alt", "x"), Caption("dense", " \n")))
     mix = CaptionMix({"alt": 1, "dense": 1})
-    with pytest.raises(DataError, match=r"2 of 3 images have no caption of kind 'dense': 0\.png, blank\.png\. Drop"):
+    with pytest.raises(
+        DataError, match=r"2 of 3 images have no caption of kind 'dense', or an empty one: 0\.png, blank\.png\. Drop"
+    ):
         mix.check([bare[0], RECORD, blank])
     with pytest.raises(DataError, match=r"7 of 7 .* 4\.png, \.\.\.\."):
         mix.check(bare)
@@ -64,6 +68,29 @@ def test_texts_are_all_that_can_be_drawn() -> None:
     mix = CaptionMix({"alt": 1, "dense": 3}, trigger_words="sks")
     assert mix.texts(RECORD) == ["sks, ALT", "sks, DENSE"]
     assert set(frequencies(mix)) == set(mix.texts(RECORD))
+
+
+def test_captions_of_one_kind_are_drawn_alike() -> None:
+    several = CaptionedImage("1", "a.png", 8, 8, (*RECORD.captions, Caption("alt", "ALT 2"), Caption("alt", "ALT 3")))
+    mix = CaptionMix({"alt": 3, "dense": 1}, dropout=0.2)
+    counts = Counter(mix.draw(several, 1, step, 0) for step in range(DRAWS))
+    found = {text: count / DRAWS for text, count in counts.items()}
+    assert found == pytest.approx({"": 0.2, "ALT": 0.2, "ALT 2": 0.2, "ALT 3": 0.2, "DENSE": 0.2}, abs=0.02)
+    assert mix.texts(several) == ["ALT", "ALT 2", "ALT 3", "DENSE"]
+
+
+def test_each_caption_of_a_kind_must_hold_something() -> None:
+    half = CaptionedImage("h", "half.png", 8, 8, (Caption("alt", "x"), Caption("alt", " ")))
+    with pytest.raises(DataError, match="no caption of kind 'alt', or an empty one"):
+        CaptionMix({"alt": 1}).check([half])
+
+
+def test_texts_of_a_data_set_are_those_of_its_records_one_after_the_other() -> None:
+    several = CaptionedImage("1", "a.png", 8, 8, (*RECORD.captions, Caption("alt", "ALT 2")))
+    first, second = CaptionMix({"alt": 1, "dense": 1}), CaptionMix({"alt": 1}, trigger_words="sks")
+    texts = Texts([RECORD, several, RECORD, several], [Dataset(0, 2, first), Dataset(2, 4, second)])
+    expected = ["ALT", "DENSE", "ALT", "ALT 2", "DENSE", "sks, ALT", "sks, ALT", "sks, ALT 2"]
+    assert list(texts) == [texts[number] for number in range(len(texts))] == texts[:] == expected
 
 
 def test_weights_change_at_their_step_and_not_before() -> None:

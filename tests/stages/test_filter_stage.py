@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -150,6 +151,39 @@ def test_captions_that_tell_of_what_is_not_there_are_dropped_by_vqa_and_scores_a
     assert len(kept) == 40 - len(found)
     assert all(row.captions[0].scores == {"vqa": 1.0} for row in load_records(tmp_path / "run/filter/records.jsonl"))
     assert not (tmp_path / "run/filter/scores").exists()
+
+
+def test_of_several_captions_each_must_pass_and_each_keeps_its_score(tmp_path: Path) -> None:
+    rows = shapes_rows(tmp_path / "run/images", {}, count=2)
+    lie = Caption("dense", "a large red star left of a small blue triangle on a gray background")
+    rows = [
+        dataclasses.replace(rows[0], captions=(*rows[0].captions, Caption("note", "x"), *rows[0].captions)),
+        dataclasses.replace(rows[1], captions=(*rows[1].captions, lie)),
+    ]
+    kept, dropped, _ = run(
+        tmp_path, rows, require=["dense"], scores=[{"scorer": TIFA, "kind": "dense", "at_least": 1.0}]
+    )
+    assert kept == ["0"]
+    assert dropped["1"].startswith("vqa: 0")
+    [found] = load_records(tmp_path / "run/filter/records.jsonl")
+    assert [caption.scores for caption in found.captions] == [{"vqa": 1.0}, {}, {"vqa": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("second", "rule", "reason"),
+    [
+        ("  ", {}, "require alt"),
+        ("cat", {"min_words": 2}, "min_words: 1"),
+        ("a blue dog", {"drop_matching": "dog"}, "drop_matching: a blue dog"),
+    ],
+)
+def test_second_caption_of_a_kind_is_looked_at_too(
+    tmp_path: Path, second: str, rule: dict[str, Any], reason: str
+) -> None:
+    one = row("bad")
+    rows = [row("good"), dataclasses.replace(one, captions=(*one.captions, Caption("alt", second)))]
+    kept, dropped, _ = run(tmp_path, rows, require=["alt"], **rule)
+    assert (kept, dropped) == (["good"], {"bad": reason})
 
 
 def test_caption_that_cannot_be_scored_is_dropped_alone_and_says_why(tmp_path: Path) -> None:
