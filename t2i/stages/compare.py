@@ -41,6 +41,7 @@ class Compare(Stage):
         a, b = self._rows(context.input("a_from")), self._rows(context.input("b_from"))
         scorers = self._shared_scorers(context.input("a_from"), context.input("b_from"))
         self._check_sampling(context.input("a_from"), context.input("b_from"))
+        self._check_prompts(a, b)
         overall, categories = [], []
         for scorer in scorers:
             label = scorer["label"]
@@ -91,6 +92,18 @@ class Compare(Stage):
         if differing:
             found = "; ".join(f"{key}: {arm_a.get(key)} and {arm_b.get(key)}" for key in differing)
             raise DataError(f"compare: {self.a_from} and {self.b_from} were sampled differently ({found}).")
+
+    def _check_prompts(self, a: Mapping[Key, ScoredImage], b: Mapping[Key, ScoredImage]) -> None:
+        """Raise DataError for images that are paired by their ids and were painted for different prompts."""
+        from t2i.errors import DataError
+
+        differing = [key for key in a if key in b and a[key].prompt != b[key].prompt]
+        if differing:
+            first = differing[0]
+            raise DataError(
+                f"compare: prompt {first[0]} is {a[first].prompt!r} in {self.a_from} and {b[first].prompt!r} in "
+                f"{self.b_from} ({len(differing)} such images); generate both from the same prompts."
+            )
 
     def _compare(
         self, a: Mapping[Key, float], b: Mapping[Key, float], scorer: Mapping[str, Any], seed: int

@@ -81,7 +81,7 @@ class Pick(Stage):
         if any(row["role"] == "train" for row in described):
             raise ConfigError(f"scorer: {self.scorer!r} was trained on, so it cannot say when to stop; use another.")
         tables = [list(read_jsonl(folder / SCORES_FILE, ScoredImage)) for folder in folders]
-        keys = [sorted(row.key for row in rows) for rows in tables]
+        keys = [sorted((row.key, row.prompt) for row in rows) for rows in tables]
         for folder, own in zip(folders, keys, strict=True):
             if own != keys[0]:
                 raise DataError(

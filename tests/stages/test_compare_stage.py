@@ -57,6 +57,14 @@ def compare(tmp_path: Path, a: Path, b: Path, **fields: object) -> tuple[dict[st
     return {found["label"]: found for found in result["overall"]}, result
 
 
+def test_other_prompts_under_the_same_ids_are_not_compared(tmp_path: Path) -> None:
+    a, b = arm(tmp_path / "a", base), arm(tmp_path / "b", base)
+    text = (b / "scores.jsonl").read_text()
+    (b / "scores.jsonl").write_text(text.replace('"a cat"', '"a dog"', 1))
+    with pytest.raises(T2IError, match=r"prompt p000 is 'a cat' in a and 'a dog' in b \(1 such images\)"):
+        compare(tmp_path, a, b)
+
+
 def test_known_difference_is_found(tmp_path: Path) -> None:
     # Half the prompts gain 0.3, the others 0.1: 0.2 on average; the loss falls by 0.5 everywhere.
     def better(prompt: int, sample: int) -> tuple[float, float]:
