@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback as tracebacks
 from pathlib import Path
@@ -110,7 +111,8 @@ def init_command(
     """Write a commented starter recipe for a folder of your own pictures."""
     from t2i.starter import write_starter
 
-    typer.echo(f"{write_starter(folder, model, output)}. Next: read {output}, then t2i plan {output}.")
+    found = write_starter(folder, model, output)
+    typer.echo(f"{found}. Next: read {output}, then t2i plan {shlex.quote(str(output))}.")
 
 
 @app.command("generate")
@@ -326,8 +328,10 @@ def _print_plan(recipe: Recipe) -> list[PlannedStage]:
 
 def main() -> None:
     """Entry point of the console script `t2i`."""
-    # Its only warnings on our way are about torchvision, which is not needed. Read when it is imported.
+    # Read when they are imported. What they warn of on our way is no trouble (torchvision is not needed, a LoRA need
+    # not change the text encoder), or is said in our own words (prompts that are cut).
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     app(args=sys.argv[1:], prog_name="t2i")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -51,6 +51,8 @@ class Sampler:
     pipeline: Any
     """A diffusers pipeline; their base class declares no call."""
     settings: SamplingSettings
+    count_truncated: Callable[[Sequence[str]], Mapping[str, int]]
+    """How many of some prompts each text encoder reads only the beginning of."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Arguments of the pipeline's call by which it treats prompts as training does; see `ModelFamily`."""
 
@@ -75,7 +77,7 @@ class Sampler:
                 lora.set_strength(pipeline, settings.lora_scale)
         if torch.cuda.is_available():
             pipeline.to("cuda")
-        return cls(pipeline, settings, family.sampling_options)
+        return cls(pipeline, settings, family.count_truncated, family.sampling_options)
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """One image per prompt and seed, in one batch. The same batch on the same machine gives the same bits.

@@ -58,8 +58,8 @@ class Generate(Stage):
         return self
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
-        prompts = len(self.prompts.read(self.seed or 0))
-        return {"prompts": prompts, "images": prompts * self.images_per_prompt}
+        prompts = self.prompts.read(self.seed or 0)
+        return {"prompts": len(prompts), "images": len(prompts) * self.images_per_prompt}
 
     def run(self, context: StageContext) -> dict[str, Any]:
         from t2i.randomness import image_seed
@@ -90,7 +90,9 @@ class Generate(Stage):
                 advance(min(start + self.batch_size, len(rows)))
         write_text(context.folder / SAMPLING_FILE, json.dumps(self._record(context), indent=2, sort_keys=True) + "\n")
         write_jsonl(context.folder / GENERATIONS_FILE, rows)
-        return {"prompts": len(prompts), "images": len(rows)}
+        cut = sampler.count_truncated([prompt.text for prompt in prompts]) if sampler else {}
+        summary = [f"{n} of {len(prompts)} prompts are longer than the {name} reads" for name, n in cut.items() if n]
+        return {"prompts": len(prompts), "images": len(rows), **({"summary": summary} if summary else {})}
 
     def _generate(self, sampler: Sampler, batch: list[GeneratedImage], folder: Path) -> None:
         images = sampler.generate([row.prompt for row in batch], [row.seed for row in batch])
