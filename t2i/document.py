@@ -16,6 +16,9 @@ from t2i.suggestions import did_you_mean
 
 Key = tuple[str | int, ...]
 """Where a value stands in nested mappings and lists: ("stages", 2, "steps")."""
+_MAX_DEPTH = 50
+_MAX_VALUES = 1_000_000
+"""Of a file, every use of an alias counted: a few lines of aliases to aliases would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,8 @@ def parse_value(text: str) -> JsonValue:
         node = yaml.compose(text, Loader=_CoreLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML: {_reason(error)} (got {text!r})") from error
+    except RecursionError as error:
+        raise ValueError(_too_deep()) from error
     value = None if node is None else builder.build(node, (), frozenset())
     if builder.problems:
         raise ValueError(builder.problems[0].message)
@@ -158,6 +163,8 @@ def read_document(path: Path) -> Document:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise ConfigError(f"{Place(str(path), mark.line + 1 if mark else None)}  not YAML: {_reason(error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: {_too_deep()}.") from error
     if not isinstance(node, yaml.MappingNode):
         found = "nothing" if node is None else "a list or a single value"
         raise ConfigError(f"{path}:1  found {found}, expected `key: value` lines.")
@@ -165,6 +172,10 @@ def read_document(path: Path) -> Document:
     builder.places[()] = Place(str(path), 1)
     data = {str(name): value for name, value in builder.mapping(node, (), frozenset()).items()}
     return Document(data, builder.places, tuple(builder.problems))
+
+
+def _too_deep() -> str:
+    return f"nested more than {_MAX_DEPTH} levels deep"
 
 
 def _reason(error: yaml.YAMLError) -> str:
@@ -202,6 +213,12 @@ class _Builder:
         if id(node) in around:
             self._problem(node, key, "refers to itself")
             return None
+        if len(key) > _MAX_DEPTH:
+            self._problem(node, key[:3], _too_deep())
+            return None
+        if len(self.places) > _MAX_VALUES:
+            place = Place(self.source, node.start_mark.line + 1)
+            raise ConfigError(f"{place}  more than {_MAX_VALUES:,} values, every use of an alias counted.")
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, key, around)
         if isinstance(node, yaml.SequenceNode):

@@ -121,12 +121,14 @@ def _files_in(folder: Path, around: frozenset[str] = frozenset()) -> Iterator[Pa
     """Files below a folder, by name; links are followed, and a link to a folder above is an error."""
     real = os.path.realpath(folder)
     if real in around:
-        raise DataError(f"{folder}: links to a folder that contains it.")
+        raise DataError(f"{folder}: links to a folder that contains it; remove the link.")
     for inner in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if inner.name.startswith(".") or inner.name == "__pycache__":
             continue
         if inner.is_dir():
             yield from _files_in(inner, around | {real})
+        elif inner.exists() and not inner.is_file():
+            raise DataError(f"{inner}: neither a file nor a folder, reading it could wait forever; remove it.")
         else:
             yield inner
 

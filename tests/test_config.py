@@ -24,7 +24,7 @@ from t2i.config import (
     with_default_kinds,
 )
 from t2i.document import Key, apply_overrides, parse_value, raise_problems, read_document, set_value
-from t2i.errors import ConfigError
+from t2i.errors import ConfigError, DataError
 from t2i.resources import ContentHashes, hash_path, local_path, resolve_path
 
 
@@ -185,6 +185,20 @@ def test_a_duplicate_key_an_endless_alias_and_a_python_tag_are_problems(tmp_path
     assert document.data["a"] == 1
 
 
+@pytest.mark.parametrize("text", ["[" * 5000, "a: " + "[" * 60 + "]" * 60, "a: " + "[" * 5000 + "]" * 5000])
+def test_what_is_nested_too_deeply_is_a_mistake(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="nested more than 50 levels deep"):
+        raise_problems(read_document(written(tmp_path, text)).problems)
+    with pytest.raises(ValueError, match="nested more than 50 levels deep"):
+        parse_value(text.removeprefix("a: "))
+
+
+def test_aliases_of_aliases_cannot_fill_the_memory(tmp_path: Path) -> None:
+    tenfold = [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 30)]
+    with pytest.raises(ConfigError, match="more than 1,000,000 values"):
+        read_document(written(tmp_path, "\n".join(["a0: &a0 1", *tenfold])))
+
+
 ROOTS: dict[str, Key] = {"seed": ("seed",), "stages": ("stages",), "train": ("stages", 0)}
 
 
@@ -302,6 +316,12 @@ def test_a_folder_hash_follows_names_and_bytes_and_nothing_else(tmp_path: Path) 
 def test_a_link_to_a_folder_above_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path)
     with pytest.raises(ValueError, match="links to a folder that contains it"):
+        hash_path(tmp_path)
+
+
+def test_a_pipe_in_a_folder_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe: neither a file nor a folder"):
         hash_path(tmp_path)
 
 
