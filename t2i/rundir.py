@@ -55,11 +55,13 @@ def write_json(path: Path, value: Mapping[str, JsonValue]) -> None:
 
 
 def read_done(folder: Path) -> Done | None:
-    """The done marker of a stage folder; None if there is none. Does not look at the files; see `damage`."""
-    value = read_json(folder / DONE)
-    if value is None or not isinstance(value.get("files"), dict):
+    """The done marker of a stage folder; None if none can be read. Does not look at the files; see `damage`."""
+    value = read_json(folder / DONE) or {}
+    finished, facts, files = (value.get(key) for key in ("finished", "facts", "files"))
+    if not (isinstance(finished, str) and isinstance(facts, dict) and isinstance(files, dict)):
         return None
-    return Done(str(value["finished"]), value["facts"], value["files"])  # type: ignore[arg-type]
+    sizes = {name: size for name, size in files.items() if isinstance(size, int)}
+    return Done(finished, facts, sizes) if len(sizes) == len(files) else None
 
 
 def damage(folder: Path, done: Done) -> str:

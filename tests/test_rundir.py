@@ -90,9 +90,18 @@ def test_a_stage_that_fails_is_not_done(tmp_path: Path) -> None:
     assert statuses(tmp_path)[0] == "resume: interrupted run found"
 
 
-def test_an_unreadable_done_marker_is_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"finished": "20',
+        '{"files": {}}',
+        '{"finished": 20, "facts": {}, "files": {}}',
+        '{"finished": "20", "facts": {}, "files": {"a": "b"}}',
+    ],
+)
+def test_an_unreadable_done_marker_is_none(tmp_path: Path, text: str) -> None:
     planned = run(load(tmp_path, RECIPE), tmp_path / "runs", silent())
-    (planned[0].folder / "done.json").write_text('{"finished": "20')
+    (planned[0].folder / "done.json").write_text(text)
     assert read_done(planned[0].folder) is None
     assert statuses(tmp_path)[0] == "resume: interrupted run found"
 
