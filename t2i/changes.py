@@ -30,6 +30,8 @@ def _changed_fields(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) 
         if before.get(name, _ABSENT) == after.get(name, _ABSENT):
             continue
         field = name.removesuffix(".sha256")
+        if field != name and (field in before or field in after):
+            continue  # a file in place of nothing: said of the field itself
         shown_before = paths_before.get(field, before.get(name, _ABSENT))
         shown_after = paths_after.get(field, after.get(name, _ABSENT))
         if shown_before == shown_after:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 from pydantic import ValidationError
 
 from t2i.errors import ConfigError, DataError
-from t2i.resources import resolve_path
+from t2i.resources import PACKAGE_PREFIX, resolve_path
 
 if TYPE_CHECKING:
     from rewards.score_table import ScoreTable
@@ -44,13 +45,15 @@ def generate(
     if min(steps, images) < 1 or guidance < 0 or seed < 0:
         raise ConfigError("--steps and --images must be at least 1, --guidance and --seed at least 0.")
     name, _, source = (suite or "").partition("=")
-    stage = Generate(
-        model=model,
-        adapter=adapter,
-        prompts=SuitePrompts(name=name, source=source or None) if prompts is None else PromptFile(path=prompts),
-        images_per_prompt=images,
-        sampling=SamplingSettings(steps=steps, guidance_scale=float(guidance)),
-    )
+    with _mistakes_as_config_errors("generate"):
+        stage = Generate(
+            model=model,
+            adapter=adapter,
+            seed=seed,
+            prompts=SuitePrompts(name=name, source=source or None) if prompts is None else PromptFile(path=prompts),
+            images_per_prompt=images,
+            sampling=SamplingSettings(steps=steps, guidance_scale=float(guidance)),
+        )
     [planned] = run(Recipe("generate", seed, (stage,)), root)
     return planned.folder
 
@@ -78,7 +81,8 @@ def score(
         )
     rows = list(read_jsonl(generations / GENERATIONS_FILE, GeneratedImage))
     output.mkdir(parents=True, exist_ok=True)
-    loaded = load_all(scorer_specs(",".join(scorers), options))
+    specs = scorer_specs(",".join(scorers), options)
+    loaded = load_all([{key: _installed(value) for key, value in spec.items()} for spec in specs])
     pairing = Pairing(
         images=tuple(generations / row.image for row in rows),
         prompts=tuple(row.prompt.strip() or None for row in rows),
@@ -93,6 +97,13 @@ def score(
 
         write_report(collect([table]), report)
     return table
+
+
+def _installed(value: object) -> object:
+    """An option's value; package data as the file or folder it is."""
+    if isinstance(value, str) and value.startswith(PACKAGE_PREFIX):
+        return str(resolve_path(value))
+    return value
 
 
 def label(sources: Sequence[Path], output: Path, *, port: int, seed: int) -> Iterator[str]:
@@ -169,11 +180,8 @@ def merge(
         "rank": rank,
         "energy": energy,
     }
-    try:
+    with _mistakes_as_config_errors("merge"):
         stage = Merge.model_validate_json(json.dumps(fields))
-    except ValidationError as error:
-        reason = error.errors(include_url=False)[0]
-        raise ConfigError(f"{'.'.join(map(str, reason['loc'])) or 'merge'}: {reason['msg']}") from error
     family = load_family(model)
     if kind == "extract":
         tuned = load_family(str(adapters[0]), expected=family.facts.name)
@@ -185,6 +193,17 @@ def merge(
     exported = write_adapter(merged.adapter, output, family, layout="diffusers", precision="fp32", metadata=metadata)
     ranks = [factors.rank for factors in merged.adapter.values()]
     return f"rank {min(ranks)} to {max(ranks)}, {100 * merged.error:.2g} % of the change cut off; {exported}"
+
+
+@contextmanager
+def _mistakes_as_config_errors(command: str) -> Iterator[None]:
+    """What a stage finds wrong with its fields is what is wrong with the command line."""
+    try:
+        yield
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]
+        where = ".".join(map(str, reason["loc"])) or command
+        raise ConfigError(f"{where}: {reason['msg'].removeprefix('Value error, ')}") from error
 
 
 def _lora_source(weights: Path) -> Path:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 
-def did_you_mean(name: str, known: Iterable[str], *, what: str = "Known") -> str:
+def did_you_mean(name: str, known: Iterable[str], *, what: str = "known") -> str:
     """End of a message about an unknown name: the nearest known one, or else all of them. Begins with `; `."""
     names = list(dict.fromkeys(known))
     near = difflib.get_close_matches(name, names, n=1)

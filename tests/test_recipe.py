@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from engine_stages import STAGE_TYPES, Table, Train, load
+from pydantic import JsonValue
 
+from t2i.changes import describe_change
 from t2i.engine import PlannedStage, identity, plan, run
 from t2i.errors import ConfigError
 from t2i.recipe import Recipe, load_recipe
@@ -397,3 +399,11 @@ def test_a_folder_whose_files_are_gone_or_cut_is_not_finished(tmp_path: Path) ->
     run(recipe, root)
     assert (folder / "weights.txt").read_text() == "3 100"
     assert {item.status for item in plan(recipe, root)} == {"skip"}
+
+
+def test_a_file_in_place_of_nothing_is_one_change() -> None:
+    without: dict[str, JsonValue] = {"identity": {"fields": {"adapter": None}}, "files": {}}
+    fields: JsonValue = {"adapter": {"sha256": "0"}}
+    given: dict[str, JsonValue] = {"identity": {"fields": fields}, "files": {"adapter": {"path": "a.safetensors"}}}
+    assert describe_change(without, given) == "adapter: null -> 'a.safetensors'"
+    assert describe_change(given, without) == "adapter: 'a.safetensors' -> null"

@@ -15,7 +15,7 @@ from t2i.data.prompts import SuitePrompts
 from t2i.errors import DataError
 from t2i.records import GeneratedImage, ScoredImage, read_jsonl, write_jsonl
 
-CLIP = "clip_score.model=" + str(Path(cli.__file__).parent / "shapes/assets/clip")
+CLIP = "clip_score.model=pkg:t2i.shapes/assets/clip"
 
 
 def t2i(*arguments: object) -> Result:
@@ -56,6 +56,20 @@ def test_generate_takes_a_file_or_a_suite(arguments: tuple[str, ...]) -> None:
     found = t2i("generate", *arguments, "--model", "somebody/model")
     assert found.exit_code == 2
     assert "one of them" in found.output
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--steps", "1001", "steps: Input should be less than or equal to 1000"),
+        ("--guidance", "nan", "guidance_scale: Input should be a finite number"),
+        ("--seed", str(2**63), "seed: Input should be less than 9223372036854775808"),
+    ],
+)
+def test_what_the_generate_stage_refuses_is_bad_input(tmp_path: Path, option: str, value: str, message: str) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    found = t2i("generate", tmp_path / "prompts.txt", "--model", "somebody/model", option, value)
+    assert (found.exit_code, message in found.output) == (2, True), found.output
 
 
 def test_scoring_finishes_past_all_that_is_broken_and_strict_says_no(tmp_path: Path) -> None:
