@@ -205,8 +205,11 @@ def check_prompts(name: str, count: int, prompts: Sequence[str] | None) -> list[
 
 
 def check_scores(name: str, values: NDArray[np.floating], count: int) -> Scores1D:
-    """[count] float32 scores. Raises ScoringError for another shape, or a value that is not finite."""
-    scores = np.asarray(values, dtype=np.float32)
+    """[count] float32 scores. Raises ScoringError for no numbers, another shape, or a value that is not finite."""
+    try:
+        scores = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ScoringError(f"{name} returned what is not a list of numbers ({error}).") from error
     if scores.shape != (count,):
         raise ScoringError(f"{name} returned shape {scores.shape} for {count} images; expected ({count},).")
     if not np.isfinite(scores).all():

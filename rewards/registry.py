@@ -38,6 +38,9 @@ _REGISTRY = {
 _ATTRIBUTES = ("name", "version", "scale", "needs_prompt", "differentiable", "higher_is_better", "score")
 
 
+_ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
 def available() -> tuple[str, ...]:
     """Names that `load` knows, sorted."""
     return tuple(sorted(_REGISTRY))
@@ -54,9 +57,10 @@ def load(spec: RewardSpec, device: str = "cpu") -> Reward:
     name, options = _split(spec)
     scorer_class = _find(name)
     accepted = inspect.signature(scorer_class).parameters
-    known = sorted(set(accepted) - {"device"})
+    known = sorted(key for key, value in accepted.items() if key != "device" and value.kind not in _ANY_NUMBER)
+    takes_any = any(value.kind is inspect.Parameter.VAR_KEYWORD for value in accepted.values())
     for option in options:
-        if option not in known:
+        if option not in known and not takes_any:
             raise InputError(
                 f"{name} has no option {option!r}{_did_you_mean(option, known)} Options: {_listed(known)}."
             )
@@ -70,7 +74,8 @@ def load(spec: RewardSpec, device: str = "cpu") -> Reward:
 def required_options(name: str) -> tuple[str, ...]:
     """Options without which a scorer cannot be made: the folder of a model of one's own. Errors as `load`."""
     accepted = inspect.signature(_find(name)).parameters
-    return tuple(sorted(key for key, value in accepted.items() if value.default is inspect.Parameter.empty))
+    needed = {key: value for key, value in accepted.items() if value.kind not in _ANY_NUMBER}
+    return tuple(sorted(key for key, value in needed.items() if value.default is inspect.Parameter.empty))
 
 
 def _split(spec: RewardSpec) -> tuple[str, dict[str, object]]:

@@ -167,11 +167,14 @@ class Measure:
             write_bytes(folder / f"{prompt:05d}-{sample:02d}.png", buffer.getvalue())
 
     def _score(self, reward: Reward, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
+        from rewards.base import check_scores
+
         sign = 1.0 if reward.higher_is_better else -1.0
         values: list[float] = []
         for batch in _batches(list(zip(images, texts, strict=True)), self.settings.batch_size):
             prompts = [text for _, text in batch] if reward.needs_prompt else None
-            values += [sign * float(value) for value in reward.score([image for image, _ in batch], prompts)]
+            scores = check_scores(reward.name, reward.score([image for image, _ in batch], prompts), len(batch))
+            values += [sign * float(value) for value in scores]
         return values
 
     def _embedded(self, step: int, images: Sequence[Image.Image]) -> tuple[list[float], list[float]]:

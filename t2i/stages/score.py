@@ -212,8 +212,11 @@ def reward_errors() -> Iterator[None]:
 
 
 def _score_batch(reward: Reward, batch: Sequence[GeneratedImage], source: Path) -> list[float]:
+    from rewards.base import check_scores
+
     prompts = [row.prompt for row in batch] if reward.needs_prompt else None
-    scores = reward.score([source / row.image for row in batch], prompts)
+    # A scorer of one's own may break its promise.
+    scores = check_scores(reward.name, reward.score([source / row.image for row in batch], prompts), len(batch))
     # As float64 of the float32 score: JSON then gives back the same bits.
     return [float(value) for value in scores]
 

@@ -115,12 +115,13 @@ def prompts_of(row: CaptionedImage, kind: str | None) -> tuple[str, ...]:
 
 def _scores(reward: Reward, batch: Sequence[CaptionedImage], kind: str | None) -> list[dict[str, Any]]:
     """Scores of a batch; one by one where it holds a caption that the scorer cannot take, so that only that falls."""
+    from rewards.base import check_scores
     from rewards.errors import InputError
 
     asked = [(number, text) for number, row in enumerate(batch) for text in prompts_of(row, kind)]
     images, prompts = [Path(batch[number].image) for number, _ in asked], [text for _, text in asked]
     try:
-        values = reward.score(images, prompts if kind is not None else None)
+        values = check_scores(reward.name, reward.score(images, prompts if kind is not None else None), len(images))
     except InputError as error:
         if len(batch) == 1:
             return [{"problem": str(error)}]

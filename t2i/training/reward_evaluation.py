@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import rewards
-from rewards.base import Reward
+from rewards.base import Reward, check_scores
 from rewards.pairwise import calibration, pairwise_accuracy
 from t2i.records import PreferencePair
 from t2i.training.progress import progress_bar
@@ -64,7 +64,8 @@ def margins_of(scorer: Reward, pairs: Sequence[PreferencePair]) -> Margins:
         for start in range(0, len(pairs), _AT_ONCE):
             part = pairs[start : start + _AT_ONCE]
             prompts = [pair.prompt for pair in part for _ in (0, 1)] if scorer.needs_prompt else None
-            scores = scorer.score([path for pair in part for path in (pair.chosen, pair.rejected)], prompts)
+            images = [path for pair in part for path in (pair.chosen, pair.rejected)]
+            scores = check_scores(scorer.name, scorer.score(images, prompts), len(images))
             values += (scores[0::2].astype(np.float64) - scores[1::2]).tolist()
             advance(start + len(part))
     preferences = np.array([pair.preference for pair in pairs])

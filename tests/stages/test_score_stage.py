@@ -13,7 +13,7 @@ import tiny
 from PIL import Image
 from pydantic import ValidationError
 
-from t2i.errors import T2IError
+from t2i.errors import RunError, T2IError
 from t2i.records import GeneratedImage, ScoredImage, read_jsonl, write_jsonl
 from t2i.stages.score import Score
 
@@ -34,6 +34,18 @@ class Words:
     def score(self, images: Sequence[Any], prompts: Sequence[str] | None = None) -> np.ndarray:
         assert prompts is not None
         return np.array([len(prompt.split()) for prompt in prompts], dtype=np.float32)
+
+
+class Careless(Words):
+    """Breaks the promise of a finite number per image."""
+
+    name: ClassVar[str] = "careless"
+
+    def __init__(self, returned: object, **further: object) -> None:
+        self.returned = returned
+
+    def score(self, images: Sequence[Any], prompts: Sequence[str] | None = None) -> Any:
+        return self.returned if self.returned == 1.0 else [self.returned] * len(images)
 
 
 class Impostor(Words):
@@ -133,6 +145,20 @@ def test_scorer_that_calls_itself_as_another_is_refused(tmp_path: Path) -> None:
     source = generated(tmp_path / "run/generate")
     with pytest.raises(T2IError, match="brightness"):
         run(tmp_path, source, BRIGHTNESS, {"name": "test_score_stage:Impostor"})
+    assert not (tmp_path / "run/score/scores.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [("nan", "returned nan for image 0"), ("x", "not a list of numbers"), (1.0, r"shape \(\) for 2 images")],
+)
+def test_scorer_that_returns_no_finite_number_per_image_is_refused(
+    tmp_path: Path, returned: object, message: str
+) -> None:
+    source = generated(tmp_path / "run/generate")
+    own: dict[str, object] = {"name": "test_score_stage:Careless", "options": {"returned": returned, "further": 1}}
+    with pytest.raises(RunError, match=message):
+        run(tmp_path, source, own)
     assert not (tmp_path / "run/score/scores.jsonl").exists()
 
 
