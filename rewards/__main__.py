@@ -24,7 +24,12 @@ from rewards.scoring import load_all
 if TYPE_CHECKING:
     from rewards.suites import Suite
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, help="Score images with published scorers.")
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Score images with published scorers.",
+)
 
 ReportOption = Annotated[Path | None, typer.Option(help="HTML page to write, with everything in one file.")]
 _ASKING = ("dsg", "pn_vqa", "tifa")

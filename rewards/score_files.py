@@ -70,6 +70,7 @@ def read_table(path: Path) -> ScoreTable:
 
     An image counts as without a prompt where another one has a prompt.
     """
+    lines = _text(path).split("\n")
     descriptions = _json(_text(_scorers_file(path)), str(_scorers_file(path)))
     if not isinstance(descriptions, dict):
         raise InputError(f"{_scorers_file(path)}: expected an object with a scorer a key.")
@@ -77,7 +78,6 @@ def read_table(path: Path) -> ScoreTable:
         scorers = tuple(facts_of(description) for description in descriptions.values())
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{_scorers_file(path)}: not what `rewards score` writes ({error}).") from error
-    lines = _text(path).split("\n")
     rows = tuple(_row(line, f"{path}:{number}", path.parent) for number, line in enumerate(lines, 1) if line.strip())
     if not rows:
         raise InputError(f"{path}: there are no rows in it.")

@@ -49,6 +49,8 @@ class _ReportingGroup(TyperGroup):
 def _message(error: Exception) -> str:
     if isinstance(error, T2IError | RewardError):
         return f"{type(error).__name__}: {error}" if "\n" not in str(error) else f"{type(error).__name__}:\n{error}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{type(error).__name__}: {error.filename2 or error.filename}: {error.strerror}"
     first = str(error).strip().split("\n")[0]
     return f"unexpected {type(error).__name__}: {first or 'no message'} (t2i --traceback ... shows where)"
 

@@ -142,6 +142,7 @@ def write_starter(folder: str, model: str, output: Path) -> str:
         prompts="\n".join(f"        - {json.dumps(prompt, ensure_ascii=False)}" for prompt in prompts),
         **_family_lines(recognised),
     )
+    output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, text)
     return found
 

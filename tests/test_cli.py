@@ -186,6 +186,11 @@ def test_init_writes_a_recipe_that_plans(tmp_path: Path, monkeypatch: pytest.Mon
     again = t2i("init", "my pictures", "--model", "org/model")
     assert (again.exit_code, again.stderr[:32]) == (2, "ConfigError: recipe.yaml exists;")
     assert t2i("init", "nowhere", "--model", "org/model", "--output", "b.yaml").exit_code == 2
+    assert t2i("init", "my pictures", "--model", "org/model", "--output", "new/my recipe.yaml").stdout.endswith(
+        "then t2i plan 'new/my recipe.yaml'.\n"
+    )
+    blocked = t2i("init", "my pictures", "--model", "org/model", "--output", "recipe.yaml/b.yaml")
+    assert (blocked.exit_code, blocked.stderr) == (1, "FileExistsError: recipe.yaml: File exists\n")
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,7 @@ def test_two_sets_are_compared_from_their_files(tmp_path: Path, command: Command
     assert "(Holm, 2 scorers)" in brightness
     assert "not distinguishable" in saturation
     assert "light minus dark" in page.read_text()
+    assert "absent.jsonl: cannot be read" in command("compare", tmp_path / "absent.jsonl", tmp_path / "dark.jsonl")[2]
     (tmp_path / "light.jsonl.scorers.json").unlink()
     code, _, err = command("compare", tmp_path / "light.jsonl", tmp_path / "dark.jsonl")
     assert (code, err.count("\n")) == (2, 1)
