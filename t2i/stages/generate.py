@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 GENERATIONS_FILE = "generations.jsonl"
 SAMPLING_FILE = "sampling.json"
+CUT_PROMPTS_FILE = "cut_prompts.json"
+"""Text encoder -> prompts that are longer than it reads."""
 
 
 class Generate(Stage):
@@ -29,7 +31,7 @@ class Generate(Stage):
     are paired.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     produces: ClassVar[str] = "generations"
     accepts: ClassVar[dict[str, tuple[str, ...]]] = {"weights_from": ("weights",)}
 
@@ -85,12 +87,12 @@ class Generate(Stage):
                 batch = rows[start : start + self.batch_size]
                 # An unfinished batch is redone whole: a part of it would be another batch, and other bits.
                 if not all((context.folder / row.image).exists() for row in batch):
-                    sampler = sampler or self._sampler(context)
+                    sampler = sampler or self._sampler(context, [prompt.text for prompt in prompts])
                     self._generate(sampler, batch, context.folder)
                 advance(min(start + self.batch_size, len(rows)))
         write_text(context.folder / SAMPLING_FILE, json.dumps(self._record(context), indent=2, sort_keys=True) + "\n")
         write_jsonl(context.folder / GENERATIONS_FILE, rows)
-        cut = sampler.count_truncated([prompt.text for prompt in prompts]) if sampler else {}
+        cut = json.loads((context.folder / CUT_PROMPTS_FILE).read_text())
         summary = [f"{n} of {len(prompts)} prompts are longer than the {name} reads" for name, n in cut.items() if n]
         return {"prompts": len(prompts), "images": len(rows), **({"summary": summary} if summary else {})}
 
@@ -101,11 +103,14 @@ class Generate(Stage):
             image.save(buffer, "PNG")
             write_bytes(folder / row.image, buffer.getvalue())
 
-    def _sampler(self, context: StageContext) -> Sampler:
+    def _sampler(self, context: StageContext, prompts: list[str]) -> Sampler:
+        """Load the model, and write down which prompts it cuts: a run that finds all images there loads none."""
         from t2i.sampling import Sampler
 
         model, adapter = self._weights(context)
-        return Sampler.load(model, self.sampling, revision=self.revision, adapter=adapter)
+        sampler = Sampler.load(model, self.sampling, revision=self.revision, adapter=adapter)
+        write_text(context.folder / CUT_PROMPTS_FILE, json.dumps(sampler.count_truncated(prompts)) + "\n")
+        return sampler
 
     def _weights(self, context: StageContext) -> tuple[str, Path | None]:
         """(model, LoRA file) that this stage samples from."""
