@@ -303,6 +303,44 @@ def test_the_whole_way_ends_in_an_aligned_lora(tmp_path: Path, monkeypatch: pyte
     assert [arm["name"] for arm in found["arms"]] == ["tuned", "aligned"]
 
 
+def test_selma_ends_in_a_merge_compared_skill_by_skill(tmp_path: Path) -> None:
+    """Two of its three skills: every arm trains and paints."""
+    require_resources(REPOSITORY / "recipes/selma.yaml")
+    values = yaml.safe_load((REPOSITORY / "recipes/selma.yaml").read_text())
+    del values["matrix"]["arms"]["counting"]
+    path = tmp_path / "selma.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    images = ("candidates", "base_images", "own_images", "merged_images", "joint_images")
+    small = [f"{name}.{change}" for name in images for change in ("prompts.count=2", "sampling.steps=1")]
+    rules = "filter.scores=[{recorded: second reader, kind: prompt, at_least: 0}]"
+    loops = [f"{name}.loop={{steps: 1, batch_size: 2}}" for name in ("train", "together")]
+    loops += [f"{name}.trained={{type: lora, rank: 2}}" for name in ("train", "together")]
+    gains = ("own_gain", "merged_gain", "joint_gain", "merged_or_joint")
+    short = [f"{name}.resamples=1000" for name in gains]
+    stages = run_small(path, tmp_path / "runs", *small, rules, *loops, *short)
+    for gain in gains:
+        for skill in ("colour", "spatial"):
+            comparison = json.loads((stages[f"{gain}/{skill}"].folder / "comparison.json").read_text())
+            assert [(row["label"], row["role"], row["prompts"]) for row in comparison["overall"]] == [
+                ("judge", "held_out", 2),
+                ("second reader", "train", 2),
+                ("judge, all questions", "held_out", 2),
+            ]
+            assert {row["category"] for row in comparison["categories"]} == {skill}
+    assert len(list(stages["merge"].folder.glob("adapter/*.safetensors"))) == 1
+    assert read_done(stages["together"].folder).facts["images"] == 4  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_selma_trains_the_baseline_for_as_many_steps_as_the_skills_together() -> None:
+    stages = {stage.label: stage for stage in Recipe.load(REPOSITORY / "recipes/selma.yaml").stages}
+    skills: list[Any] = [stage for label, stage in stages.items() if label.startswith("train/")]
+    together: Any = stages["together"]
+    assert together.loop.steps == sum(stage.loop.steps for stage in skills)
+    assert {(stage.trained, stage.optimizer, stage.loop.batch_size) for stage in skills} == {
+        (together.trained, together.optimizer, together.loop.batch_size)
+    }
+
+
 def test_quickstart_ends_in_a_comparison_and_a_report(tmp_path: Path) -> None:
     path = REPOSITORY / "recipes/quickstart.yaml"
     require_resources(path)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from t2i.config import FrozenModel, LocalPath, ModelPath
 from t2i.errors import DataError
@@ -62,17 +62,27 @@ class ShapesPrompts(FrozenModel):
     """Objects in a scene, at most."""
     kind: Literal["dense", "short", "spatial"] = "dense"
     """How much the prompts say."""
+    skill: Literal["colour", "counting", "spatial"] | None = None
+    """Only scenes that test this skill: two single objects of different shapes and colours, a group of more than one
+    object, or two groups somewhere to each other. It is the prompts' category then."""
+
+    @model_validator(mode="after")
+    def _skill_has_scenes(self) -> ShapesPrompts:
+        if self.skill is not None and self.max_objects == 1:
+            raise ValueError(f"max_objects: the skill {self.skill} takes 2 objects or more")
+        return self
 
     def read(self, seed: int) -> list[Prompt]:
-        """Prompts of different texts; category: number of groups of objects and the relation between them."""
-        from t2i.shapes import sample_scene, write_caption
+        """Prompts of different texts; category: the skill, or else the relation between two groups of objects."""
+        from t2i.shapes import needs_skill, sample_scene, write_caption
 
         prompts: dict[str, Prompt] = {}
         index = 0
         while len(prompts) < self.count:
             scene = sample_scene(seed, index, self.split, max_objects=self.max_objects)
-            text = write_caption(scene, self.kind, seed, index)
-            prompts.setdefault(text, Prompt(f"{index:06d}", text, scene.relation or "one group"))
+            if self.skill is None or needs_skill(scene, self.skill):
+                text = write_caption(scene, self.kind, seed, index)
+                prompts.setdefault(text, Prompt(f"{index:06d}", text, self.skill or scene.relation or "one group"))
             index += 1
             if index > 50 * self.count + 1000:
                 raise DataError(f"shapes prompts: only {len(prompts)} different prompts exist; asked for {self.count}.")

@@ -35,6 +35,7 @@ RADIUS_PX: Mapping[str, float] = {"small": 7.0, "large": 11.0}
 MAX_OBJECTS = 4
 
 Split = Literal["train", "heldout"]
+Skill = Literal["colour", "counting", "spatial"]
 Point = tuple[float, float]
 Positions = tuple[tuple[Point, ...], ...]
 
@@ -174,6 +175,19 @@ def composition_key(scene: Scene) -> tuple[str | int, ...]:
     if relation in ("right of", "below"):
         first, second, relation = second, first, opposite(relation)
     return (str(first.colour), str(first.shape), relation, str(second.colour), str(second.shape))
+
+
+def needs_skill(scene: Scene, skill: Skill) -> bool:
+    """Whether a complete scene puts a skill to the test; it may test several.
+
+    colour: two single objects of different shapes and colours, which can be mixed up. counting: a group of more than
+    one. spatial: two groups. What a scene tests can be asked about.
+    """
+    numbers = [group.number for group in scene.groups]
+    if skill == "colour":
+        kinds = [{group.colour for group in scene.groups}, {group.shape for group in scene.groups}]
+        return numbers == [1, 1] and all(len(kind) == 2 for kind in kinds)
+    return len(numbers) == 2 if skill == "spatial" else max(number or 1 for number in numbers) > 1
 
 
 def split_of(scene: Scene) -> Split:

@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue, model_validator
 from t2i.captioners import Answer, AnyCaptioner, Captioner, FilesCaptioner, Refusal
 from t2i.captioners.work import CaptionTask, answer_from
 from t2i.config import speed_only
+from t2i.data.generated import generated_records
 from t2i.data.sources import RECORDS_FILE, ImageSource, image_name, save_records
 from t2i.errors import ConfigError, DataError
 from t2i.records import CaptionedImage, write_parts
@@ -39,13 +40,19 @@ class CaptionStage(Stage):
 
     version: ClassVar[int] = 2
     produces: ClassVar[str] = "captioned_images"
-    accepts: ClassVar[dict[str, tuple[str, ...]]] = {"data_from": ("captioned_images",)}
+    accepts: ClassVar[dict[str, tuple[str, ...]]] = {
+        "data_from": ("captioned_images",),
+        "generations_from": ("generations", "scores"),
+    }
 
     type: Literal["caption"] = "caption"
     data: ImageSource | None = None
     """Where images come from, if not from a stage."""
     data_from: str | None = None
     """An earlier caption or filter stage."""
+    generations_from: str | None = None
+    """An earlier generate, score or best_of stage: the model's own images, each with its prompt as a caption of kind
+    `prompt` that carries the scores of the image."""
     captioner: AnyCaptioner | None = None
     """What writes the captions; without one the images are collected with those they have."""
     max_refused: float = Field(default=1.0, ge=0, le=1)
@@ -55,9 +62,11 @@ class CaptionStage(Stage):
 
     @model_validator(mode="after")
     def _one_source(self) -> CaptionStage:
-        if (self.data is None) == (self.data_from is None):
-            raise ValueError("give exactly one of `data` (a source of images) and `data_from` (a stage)")
-        if self.captioner is None and self.data is None:
+        if [self.data, self.data_from, self.generations_from].count(None) != 2:
+            raise ValueError(
+                "give exactly one of `data` (a source of images), `data_from` and `generations_from` (a stage)"
+            )
+        if self.captioner is None and self.data_from is not None:
             raise ValueError("captioner: without one there is nothing to do with the records of a stage")
         return self
 
@@ -84,7 +93,9 @@ class CaptionStage(Stage):
     def _images(self, context: InspectContext) -> Preview | None:
         from t2i.data.preview import preview_source
 
-        return context.previews["data_from"][0] if self.data is None else preview_source(self.data)
+        if self.data is not None:
+            return preview_source(self.data)
+        return context.previews["data_from"][0] if self.data_from is not None else None
 
     def _from_files(
         self, captioner: FilesCaptioner, rows: Sequence[CaptionedImage]
@@ -112,8 +123,10 @@ class CaptionStage(Stage):
 
     def _records(self, context: StageContext, name: str) -> RecordTable:
         """Rows that stay on disk, with absolute image paths. name: of the file that holds those of a source."""
-        if self.data is None:
+        if self.data_from is not None:
             return _table(context.input("data_from") / RECORDS_FILE)
+        if self.data is None:
+            return _table(save_records(context.folder, generated_records(context.input("generations_from")), name))
         return _table(save_records(context.folder, self.data.read(context.folder, context.seed), name))
 
     def _captioned(self, captioner: Captioner, folder: Path, records: RecordTable) -> Shards[CaptionedImage]:

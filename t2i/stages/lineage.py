@@ -11,7 +11,8 @@ from t2i.stages.score import SCORERS_FILE
 
 
 def optimised_against(folder: Path) -> set[str]:
-    """Ids of the scorers by which a pair stage, somewhere before this folder, said which images are better.
+    """Ids of the scorers by which a stage somewhere before this folder said which images are better, or good enough:
+    `pair`, `best_of`, and `filter` by scores that the images had already.
 
     Whoever wrote the recipe may have forgotten to give them `role: train`. A folder that does not say what it was made
     from has no such scorers.
@@ -40,14 +41,30 @@ def _inputs(folder: Path) -> list[Path]:
 
 
 def _deciding(folder: Path) -> Iterator[dict[str, Any]]:
-    """Descriptions of the scorers whose numbers a pair stage compared; nothing for another stage."""
-    identity = _read(folder / "config.json").get("identity", {})
-    if identity.get("type") != "pair" or not identity["fields"].get("rule"):
-        return
-    labels = identity["fields"]["rule"]["scorers"]
+    """Descriptions of the scorers whose numbers a stage chose by; nothing for a stage that chose by none."""
+    labels = _labels(_read(folder / "config.json").get("identity", {}))
+    for source in _scored_by(folder) if labels else ():
+        yield from (row for row in json.loads((source / SCORERS_FILE).read_text()) if row["label"] in labels)
+
+
+def _labels(identity: dict[str, Any]) -> set[str]:
+    """Labels of the scorers that a stage chose by."""
+    fields = identity.get("fields", {})
+    if identity.get("type") == "pair":
+        return set(fields["rule"]["scorers"]) if fields.get("rule") else set()
+    if identity.get("type") == "best_of":
+        return {fields["scorer"]}
+    rules = fields.get("scores", ()) if identity.get("type") == "filter" else ()
+    return {rule["recorded"] for rule in rules if rule.get("recorded")}
+
+
+def _scored_by(folder: Path) -> Iterator[Path]:
+    """The score stages nearest before a folder."""
     for source in _inputs(folder):
-        rows = json.loads((source / SCORERS_FILE).read_text()) if (source / SCORERS_FILE).is_file() else []
-        yield from (row for row in rows if row["label"] in labels)
+        if (source / SCORERS_FILE).is_file():
+            yield source
+        else:
+            yield from _scored_by(source)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -31,8 +31,10 @@ class ScoreRule(FrozenModel):
     whether the picture shows what the caption says. The score is kept with the caption.
     """
 
-    scorer: Scorer
+    scorer: Scorer | None = None
     """What scores; see `rewards list`."""
+    recorded: str | None = Field(default=None, min_length=1)
+    """In place of a scorer: the label of scores that the captions, or the images, have already."""
     kind: str | None = None
     """Captions that are its prompts, of which each must pass; absent for scorers that take none."""
     at_least: float | None = None
@@ -44,6 +46,8 @@ class ScoreRule(FrozenModel):
 
     @model_validator(mode="after")
     def _has_limit(self) -> ScoreRule:
+        if (self.scorer is None) == (self.recorded is None):
+            raise ValueError("give `scorer`, or the label of scores that are there already in `recorded`")
         if self.at_least is None and self.at_most is None:
             raise ValueError("give `at_least`, `at_most` or both")
         return self
@@ -51,7 +55,7 @@ class ScoreRule(FrozenModel):
     @property
     def label(self) -> str:
         """What reasons and records call the score."""
-        return self.scorer.label or self.scorer.name
+        return self.recorded or (self.scorer.label or self.scorer.name if self.scorer else "")
 
     def key(self, row: CaptionedImage) -> ScoreKey:
         """What the scores are of: the image, and the captions that are its prompts."""
@@ -61,12 +65,9 @@ class ScoreRule(FrozenModel):
         self, folder: Path, keep: Callable[[ScoreKey, list[float]], None]
     ) -> Callable[[Sequence[CaptionedImage]], Dropped]:
         """The rule as a check. folder: for its shards; keep: told the scores of what passes, by `key`."""
-        from t2i.data.shards import Shards
 
         def dropped(records: Sequence[CaptionedImage]) -> Dropped:
-            shards = Shards(folder, records, SHARD_SIZE, ScoreTask(self))
-            shards.run(1, lambda done: None)
-            for place, (row, answer) in enumerate(zip(records, shards.answers(), strict=True)):
+            for place, (row, answer) in enumerate(zip(records, self._answers(folder, records), strict=True)):
                 reason = self.reason(answer)
                 if reason:
                     yield place, reason
@@ -74,6 +75,24 @@ class ScoreRule(FrozenModel):
                     keep(self.key(row), answer["scores"])
 
         return dropped
+
+    def _answers(self, folder: Path, records: Sequence[CaptionedImage]) -> Iterator[dict[str, Any]]:
+        """Scores of each record, or what the problem is."""
+        from t2i.data.shards import Shards
+
+        if self.scorer is None:
+            yield from map(self._recorded, records)
+            return
+        shards = Shards(folder, records, SHARD_SIZE, ScoreTask(self))
+        shards.run(1, lambda done: None)
+        yield from shards.answers()
+
+    def _recorded(self, row: CaptionedImage) -> dict[str, Any]:
+        captions = [caption.scores for caption in row.captions if caption.kind == self.kind]
+        found = [scores.get(self.label) for scores in (captions if self.kind is not None else [row.scores])]
+        if not found or None in found:
+            return {"problem": "no such score is recorded"}
+        return {"scores": found}
 
     def reason(self, answer: dict[str, Any]) -> str | None:
         """Why an image with this answer is dropped."""
@@ -93,6 +112,10 @@ class ScoreTask:
 
     def load(self) -> Work[CaptionedImage]:
         """Open the scorer."""
+        from t2i.errors import ConfigError
+
+        if self.rule.scorer is None:
+            raise ConfigError(f"scores: {self.rule.label} is recorded; there is no scorer to open.")
         reward = self.rule.scorer.load()
 
         def work(records: Sequence[CaptionedImage]) -> Iterator[tuple[int, Any]]:

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import tiny
 from PIL import Image
+from pydantic import ValidationError
 
 from t2i.data.images import content_id
 from t2i.data.prompts import PromptFile, PromptList, ShapesPrompts
 from t2i.data.sources import FolderSource, RecordsSource, ShapesSource, load_records, save_records
 from t2i.errors import DataError
 from t2i.records import Caption, CaptionedImage
+from t2i.shapes import parse_caption, questions
 
 
 def test_folder_gives_a_record_per_image_with_its_size_as_seen(tmp_path: Path) -> None:
@@ -149,6 +151,23 @@ def test_shapes_prompts_differ_and_are_the_same_every_time() -> None:
     assert ShapesPrompts(count=30).read(3) == prompts
     assert ShapesPrompts(count=10).read(3) == prompts[:10]
     assert all(prompt.category for prompt in prompts)
+
+
+@pytest.mark.parametrize("skill", ["colour", "counting", "spatial"])
+def test_shapes_prompts_of_a_skill_ask_for_it(skill: str) -> None:
+    prompts = ShapesPrompts(count=40, skill=skill, max_objects=3).read(3)  # pyright: ignore[reportArgumentType]
+    assert {prompt.category for prompt in prompts} == {skill}
+    for prompt in prompts:
+        scene = parse_caption(prompt.text)
+        assert scene is not None
+        assert skill in {question.category for question in questions(scene)}
+        numbers = [group.number for group in scene.groups]
+        assert {"colour": numbers == [1, 1], "counting": max(numbers) > 1, "spatial": len(numbers) == 2}[skill]
+
+
+def test_a_skill_takes_more_than_one_object() -> None:
+    with pytest.raises(ValidationError, match="max_objects: the skill counting takes 2 objects or more"):
+        ShapesPrompts(count=4, skill="counting", max_objects=1)
 
 
 def test_captions_survive_saving(tmp_path: Path) -> None:

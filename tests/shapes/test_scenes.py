@@ -20,6 +20,7 @@ from t2i.shapes import (
     Scene,
     Split,
     composition_key,
+    needs_skill,
     sample_scene,
     split_of,
 )
@@ -157,3 +158,19 @@ def test_a_relation_needs_a_clear_direction() -> None:
     assert relation_between([(30, 50)], [(33, 10)]) == "below"
     assert relation_between([(10, 10)], [(50, 50)]) is None
     assert relation_between([(10, 32), (60, 32)], [(50, 32)]) is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "skills"),
+    [
+        ((Group("star", "red", "small", 1),), set()),
+        ((Group("star", "red", "small", 3),), {"counting"}),
+        ((Group("star", "red", "small", 1), Group("circle", "blue", "small", 1)), {"colour", "spatial"}),
+        ((Group("star", "red", "small", 1), Group("circle", "red", "small", 1)), {"spatial"}),
+        ((Group("star", "red", "small", 1), Group("star", "blue", "small", 1)), {"spatial"}),
+        ((Group("star", "red", "small", 2), Group("circle", "blue", "small", 1)), {"counting", "spatial"}),
+    ],
+)
+def test_skills_that_a_scene_tests(groups: tuple[Group, ...], skills: set[str]) -> None:
+    scene = Scene(groups, "left of" if len(groups) == 2 else None, "black")
+    assert {skill for skill in ("colour", "counting", "spatial") if needs_skill(scene, skill)} == skills

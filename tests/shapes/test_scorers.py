@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,7 +12,7 @@ from rewards.base import Fingerprinted, Reward
 from rewards.errors import InputError, ModelError
 from rewards.registry import load
 from t2i.resources import resolve_path
-from t2i.shapes import render, sample_scene, write_caption
+from t2i.shapes import Group, Scene, describe, render, sample_scene, write_caption
 from t2i.shapes.scorers import DEFAULT_READER, JudgeFaithfulness, ReaderFaithfulness, RecognisedRegions
 
 SCENES = [sample_scene(13, index, "heldout") for index in range(200)]
@@ -97,3 +99,28 @@ def test_recognised_regions_counts_objects_and_nothing_else() -> None:
     scores = RecognisedRegions().score([*PICTURES[:50], BLANK, noise])
     assert scores[:50].mean() >= 0.99
     assert scores[50:].tolist() == [0.0, 0.0]
+
+
+def test_one_category_of_questions_is_asked_alone() -> None:
+    right = Scene((Group("star", "red", "small", 1), Group("circle", "blue", "large", 1)), "left of", "black",
+                  (((16.0, 32.0),), ((48.0, 32.0),)))  # fmt: skip
+    swapped = replace(right, positions=(((48.0, 32.0),), ((16.0, 32.0),)))
+    prompt, pictures = describe(right, "dense"), [render(right), render(swapped)]
+    scores = {
+        name: load({"name": "t2i.shapes.scorers:JudgeFaithfulness", "category": name}).score(pictures, [prompt] * 2)
+        for name in ("colour", "counting", "spatial")
+    }
+    assert {name: list(values) for name, values in scores.items()} == {
+        "colour": [1, 1],
+        "counting": [1, 1],
+        "spatial": [1, 0],
+    }
+
+
+def test_a_category_is_part_of_what_a_scorer_is() -> None:
+    assert JudgeFaithfulness("colour").fingerprint() == {**JudgeFaithfulness().fingerprint(), "category": "colour"}
+    with pytest.raises(InputError, match="judge: category 'color'; expected one of object, shape, colour"):
+        JudgeFaithfulness("color")
+    one = "a small red star on a black background"
+    with pytest.raises(InputError, match="gives no question of category spatial"):
+        JudgeFaithfulness("spatial").score([BLANK], [one])

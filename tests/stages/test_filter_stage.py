@@ -218,6 +218,8 @@ def test_image_scores_need_no_caption(tmp_path: Path) -> None:
         ({"scores": [{"scorer": TIFA, "kind": "dense"}], "require": ["dense"]}, "at_least"),
         ({"scores": [{"scorer": TIFA, "kind": "dense", "at_least": 1.0}]}, "add dense to `require`"),
         ({"text_checks": ["loop"]}, "text_checks: say in `require`"),
+        ({"scores": [{"at_least": 1.0}]}, "give `scorer`, or the label of scores that are there already"),
+        ({"scores": [{"scorer": TIFA, "recorded": "x", "at_least": 1.0}]}, "give `scorer`, or the label"),
         ({"near_images": 4}, "less than or equal to 3"),
         ({"scores": [{"scorer": TIFA, "at_least": 1.0}] * 2}, "labels repeat"),
     ],
