@@ -80,6 +80,13 @@ class ContentHashes:
             raise DataError(f"{error.filename or path}: cannot be read ({error.strerror}).") from error
         return _digest("\n".join(["folder", *rows]))
 
+    def hash_files(self, folder: Path) -> dict[str, str]:
+        """Relative name -> SHA-256 of every file that counts in a folder's hash. Raises DataError as `hash_path`."""
+        try:
+            return {inner.relative_to(folder).as_posix(): self._hash_file(inner) for inner in _files_in(folder)}
+        except OSError as error:
+            raise DataError(f"{error.filename or folder}: cannot be read ({error.strerror}).") from error
+
     def _hash_file(self, path: Path) -> str:
         status = path.stat()
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]

@@ -1,8 +1,8 @@
 """`run.lock.json`: everything that decided what a finished run wrote, and doing it again to compare.
 
 The lock stands in the run's folder and holds hashes only: of the files that the recipe names (images, captions, base
-weights), of the toolkit's own code, and of everything written; beside them the recipe with all stages written out,
-versions, device, threads and seeds.
+weights), file by file, of the toolkit's own code, and of everything written; beside them the recipe with all stages
+written out, commits of hub models, versions, device, threads and seeds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pydantic import JsonValue, ValidationError
 
 from t2i.config import PathMark
 from t2i.errors import ConfigError, DataError, RunError
+from t2i.locked_inputs import commit_mismatches, contents, hub_commits, what_changed
 from t2i.provenance import environment
 from t2i.resources import ContentHashes, local_path
 from t2i.rundir import CONFIG, DONE, PROVENANCE, read_done, read_json, write_json
@@ -52,11 +53,14 @@ def write_lock(recipe: Recipe, planned: list[PlannedStage], folder: Path) -> Pat
     machine = next((found for found in reversed(provenances) if found.get("torch")), provenances[-1])
     stages: dict[str, JsonValue] = {}
     for item in planned:
+        files: Any = item.config["files"]
         stages[item.name] = {
             "fingerprint": item.fingerprint,
             "folder": item.folder.name,
             "seed": item.seed,
             "files": item.config["files"],
+            "contents": contents(files, hashes),
+            "hub": hub_commits(item.stage),
             "settings": item.stage.model_dump(mode="json"),
             "outputs": dict(_outputs(item.folder, hashes)),
         }
@@ -152,11 +156,9 @@ def _file_mismatches(lock: dict[str, Any], hashes: ContentHashes) -> Iterator[st
             if path is None or not path.exists():
                 yield f"{label}.{key}: {file['path']} is not here"
             elif hashes.hash_path(path) != file["sha256"]:
-                yield f"{label}.{key}: {file['path']} has other content{_what_changed(path)}"
-
-
-def _what_changed(path: Path) -> str:
-    return " (a file was added, removed or changed)" if path.is_dir() else ""
+                listed = entry.get("contents", {}).get(key)
+                yield f"{label}.{key}: {file['path']} has other content{what_changed(path, listed, hashes)}"
+        yield from commit_mismatches(label, entry.get("hub", {}))
 
 
 def _machine_mismatches(lock: dict[str, Any], hashes: ContentHashes) -> Iterator[str]:

@@ -19,7 +19,7 @@ LAYERS = (
     {"training", "sampling", "data", "captioners", "lora", "export", "report"},
     {"stages"},
     {"recipe", "expansion", "changes", "provenance", "rundir", "engine", "inspection", "starter", "label", "commands"}
-    | {"doctor", "runlock"},
+    | {"doctor", "locked_inputs", "runlock"},
     {"cli"},
     {"__init__"},
 )

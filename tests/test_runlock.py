@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from t2i import cli
 from t2i.errors import DataError
+from t2i.locked_inputs import commit_mismatches, hub_commits
 from t2i.runlock import LOCK, _difference, reproduce
 from t2i.stages import STAGE_TYPES
 
@@ -74,8 +76,59 @@ def test_a_changed_image_is_named_and_refused(lock: Path) -> None:
     Path("images/a.txt").write_text("b")
     done = t2i("reproduce", str(lock))
     assert done.exit_code == 2
-    assert "read.images: images has other content" in done.stderr
+    assert "read.images: images has other content (a.txt has changed)" in done.stderr
     assert not (lock.parent.parent / "reproduced").exists()
+
+
+def test_added_and_removed_files_of_a_folder_are_named(lock: Path) -> None:
+    Path("images/a.txt").rename("images/b.txt")
+    stderr = t2i("reproduce", str(lock)).stderr
+    assert "images has other content (a.txt was removed, b.txt was added)" in stderr
+    for number in range(9):
+        Path(f"images/c{number}.txt").write_text("c")
+    assert "c1.txt was added, c2.txt was added, and 6 more)" in t2i("reproduce", str(lock)).stderr
+
+
+def test_a_folder_too_large_to_list_is_still_told_from_another(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("t2i.locked_inputs.LISTED", 0)
+    assert t2i("run", "small.yaml", "seed=8").exit_code == 0
+    assert json.loads(lock.read_text())["stages"]["read"]["contents"] == {}
+    Path("images/a.txt").write_text("b")
+    assert "the lock lists no single files of it" in t2i("reproduce", str(lock)).stderr
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache, with one model at one commit."""
+    folder = tmp_path / "hub/models--owner--name"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs/main").write_text("a" * 40)
+    for commit in ("a" * 40, "b" * 40):
+        (folder / "snapshots" / commit).mkdir(parents=True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return folder
+
+
+def test_a_hub_model_is_locked_at_its_commit_and_another_is_named(hub: Path) -> None:
+    values = {"type": "generate", "model": "owner/name", "prompts": {"type": "list", "prompts": ["x"]}}
+    found: Any = hub_commits(STAGE_TYPES["generate"].model_validate_json(json.dumps(values)))
+    assert found == {"model": {"model": "owner/name", "revision": None, "commit": "a" * 40}}
+    assert list(commit_mismatches("generate", found)) == []
+    (hub / "refs/main").write_text("b" * 40)
+    [line] = commit_mismatches("generate", found)
+    assert line == f"generate.model: owner/name at main is commit {'a' * 40} in the lock, commit {'b' * 40} here"
+    (hub / "refs/main").unlink()
+    [line] = commit_mismatches("generate", found)
+    assert line.endswith(f"not in the hub's cache here; get it with --revision {'a' * 40}")
+
+
+def test_the_hub_model_of_a_scorer_is_locked_with_its_own_revision(hub: Path) -> None:
+    scorer = {"name": "clip_score", "model": "owner/name", "revision": "b" * 40}
+    values = {"type": "score", "generations_from": "x", "scorers": [{"name": "brightness"}, scorer]}
+    found: Any = hub_commits(STAGE_TYPES["score"].model_validate_json(json.dumps(values)))
+    assert found == {"scorers.1.model": {"model": "owner/name", "revision": "b" * 40, "commit": "b" * 40}}
+    (hub / "snapshots" / ("b" * 40)).rmdir()
+    assert list(commit_mismatches("score", found)) == [], "a commit is fetched as it is named"
 
 
 def test_changed_packages_code_and_machines_are_named(lock: Path) -> None:
