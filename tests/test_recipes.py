@@ -14,6 +14,7 @@ import torch
 import yaml
 from PIL import Image
 from rich.console import Console
+from safetensors import safe_open
 
 import rewards
 from t2i.engine import PlannedStage, plan, run
@@ -352,7 +353,11 @@ def test_quickstart_ends_in_a_comparison_and_a_report(tmp_path: Path) -> None:
     assert [row["label"] for row in comparison["overall"]] == ["judge", "second reader", "tiny CLIP"]
     assert all(row["prompts"] == 6 for row in comparison["overall"])
     assert "</html>" in (stages["report"].folder / "report.html").read_text()
-    assert (stages["export"].folder / "quickstart.diffusers.safetensors").stat().st_size > 10_000
+    exported = stages["export"].folder / "quickstart.diffusers.safetensors"
+    assert exported.stat().st_size > 10_000
+    with safe_open(exported, "pt") as file:
+        scores = json.loads(file.metadata()["t2i_scores"])
+    assert [row["mean_b"] for row in scores] == [row["mean_b"] for row in comparison["overall"]]
 
 
 def test_reward_model_ends_in_a_scorer_and_its_figures(tmp_path: Path) -> None:
