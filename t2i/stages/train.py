@@ -149,6 +149,7 @@ class Train(Stage):
             "steps": self.loop.steps,
             "examples seen": self.loop.steps * self.loop.batch_size,
             **self._logit_scale(),
+            **self._caution(),
         }
         if self.model is None or not isinstance(self.objective, Denoising):
             return facts
@@ -161,6 +162,13 @@ class Train(Stage):
         has_captions = all(preview.has_captions for preview in known)
         inspection = Inspection(settings, self.objective, self.loop, self.optimizer, has_captions)
         return facts | inspection.facts(is_probed=context.is_probed)
+
+    def _caution(self) -> dict[str, JsonValue]:
+        """What is slow on this machine."""
+        from t2i.training.bf16 import caution
+
+        line = caution(self.loop.precision)
+        return {"caution": line} if line else {}
 
     def _logit_scale(self) -> dict[str, JsonValue]:
         """By how much a unit of mean squared error moves the logit of a pair, where the recipe alone tells."""

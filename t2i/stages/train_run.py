@@ -16,6 +16,7 @@ from t2i.objectives import Denoising
 from t2i.stages.guard import begin_guard
 from t2i.stages.train_inputs import read_inputs
 from t2i.stages.train_rules import couples_batch
+from t2i.training.bf16 import caution
 from t2i.training.guard import GUARDED_FILE, guard_facts, read_readings
 from t2i.training.held_out import HeldOutLoss
 from t2i.training.inspection import estimate_before
@@ -40,6 +41,7 @@ def run_training(train: Train, context: StageContext) -> dict[str, Any]:
     """Train until the steps are done or a probe stops the run, save the result, and return facts about it."""
     if couples_batch(train.objective) and processes.count() > 1:
         raise ConfigError(f"objective: {train.objective.type} couples the whole batch, so it runs in one process.")
+    _say_what_is_slow(train)
     settings = read_inputs(train, context)
     task = build_task(settings, train.objective)
     estimate = _estimate(train, settings)
@@ -58,6 +60,13 @@ def run_training(train: Train, context: StageContext) -> dict[str, Any]:
     exposures = count_exposures(batches, result.steps)
     facts |= {"exposures": exposures} if exposures else {}
     return facts if estimate is None else facts | {"estimated": estimate, "measured": _measured(result, context.folder)}
+
+
+def _say_what_is_slow(train: Train) -> None:
+    from rich.console import Console
+
+    if processes.is_first() and (line := caution(train.loop.precision)):
+        Console(stderr=True).print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _fit(train: Train, task: Task, batches: KeyedBatches, settings: TaskSettings) -> FitResult:
