@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 
 SLOW_BF16 = (
-    "loop.precision: bf16, but there is no GPU and this processor has no bf16 arithmetic; fp32 was 11 times as fast where "
-    "it was measured. Set loop.precision=fp32."
+    "loop.precision: bf16, but there is no GPU and this processor has no bf16 arithmetic; fp32 was 11 times as fast "
+    "where it was measured. Set loop.precision=fp32."
 )
 
 
