@@ -47,6 +47,8 @@ class Origin:
     """What it saw of the image: `512x384 of 1024x768`."""
     parents: tuple[str, ...] = ()
     """Ids of the captions it was made from."""
+    adapter: str = ""
+    """SHA-256 of the LoRA that the model wore."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Caption:
     def id(self) -> str:
         """First 32 hex digits of a hash of the kind, text, source and origin."""
         origin = dataclasses.asdict(self.origin) if self.origin else None
+        if origin is not None and not origin["adapter"]:
+            del origin["adapter"]  # captions that know of none keep their ids
         body = json.dumps([self.kind, self.text, self.source, origin], sort_keys=True)
         return hashlib.sha256(body.encode()).hexdigest()[:32]
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Protocol, TypeAlias
 from pydantic import Field
 
 from t2i.captioners.base import Refusal
-from t2i.config import FrozenModel, ModelPath, speed_only
+from t2i.config import FrozenModel, LocalPath, ModelPath, speed_only
 from t2i.records import Origin
 
 MAX_SIDE_PX = 1024
@@ -57,6 +57,8 @@ class LocalModel(FrozenModel):
     """Hub id or folder."""
     revision: str | None = None
     """Commit or tag of a hub model."""
+    adapter: LocalPath | None = None
+    """A LoRA over it: a folder in peft's layout, such as `adapter/` of a tune_captioner stage."""
     licence: str = ""
     """Licence of the model (SPDX), kept with every caption: some bind what is trained on them."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from t2i.captioners.adapters import check_request
 from t2i.captioners.base import Answer, Describe, Refusal
 from t2i.captioners.chat import Chat, EndpointModel, LocalModel, Reply, Request
 from t2i.config import FrozenModel, ModelPath
@@ -18,6 +19,7 @@ from t2i.data.formats.texts import checked_text
 from t2i.data.quality.texts import TEXT_CHECKS
 from t2i.errors import DataError, ModelError
 from t2i.records import Caption, CaptionedImage
+from t2i.resources import resolve_path
 
 Detail = Literal["short", "medium", "dense", "spatial", "tags", "structured"]
 _RULES = (
@@ -72,12 +74,17 @@ class Wording(FrozenModel):
     budgets: dict[str, TokenBudget] = Field(default_factory=dict)
     """Name of a text encoder -> its limit; the prompt asks for as many words as fit."""
 
-    def request(self, kind: Detail, record: CaptionedImage) -> Request:
-        """What is asked about one image."""
+    def instruction(self, kind: Detail) -> str:
+        """What is asked about every image."""
         text = PROMPTS[kind] if self.prompt is None else self.prompt
         if self.budgets:
             words = int(_WORDS_PER_TOKEN * min(budget.max_tokens for budget in self.budgets.values()))
             text += f" Use at most {words} words."
+        return text
+
+    def request(self, kind: Detail, record: CaptionedImage) -> Request:
+        """What is asked about one image."""
+        text = self.instruction(kind)
         alt = record.caption("alt") if self.show_alt else None
         hint = _ALT.format(alt=json.dumps(alt, ensure_ascii=False)) if alt else ""
         return Request(hint + text, Path(record.image))
@@ -96,8 +103,19 @@ class VlmCaptioner(LocalModel):
         """Any image may be looked at."""
 
     def load(self) -> Describe:
-        """Load the model."""
+        """Load the model. Raises ConfigError if its adapter was tuned with another request."""
+        if self.adapter is not None:
+            check_request(resolve_path(self.adapter), self.asks)
         return described(self.open(), self.wording, self.kind)
+
+    @property
+    def asks(self) -> dict[str, Any]:
+        """All that decides what the model sees of an image and is asked about it."""
+        return {
+            "prompt": self.wording.instruction(self.kind),
+            "show_alt": self.wording.show_alt,
+            "max_side_px": self.max_side_px,
+        }
 
 
 class EndpointCaptioner(EndpointModel):
@@ -183,8 +201,6 @@ def _structured(text: str) -> str:
 
 def token_counters(budgets: Mapping[str, TokenBudget]) -> dict[str, Any]:
     """A tokenizer for each budget. Raises ModelError for one that cannot be read."""
-    from t2i.resources import resolve_path
-
     if not budgets:
         return {}
     from transformers import AutoTokenizer

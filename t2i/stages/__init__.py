@@ -17,6 +17,7 @@ from t2i.stages.pick import Pick
 from t2i.stages.report import ReportStage
 from t2i.stages.score import Score
 from t2i.stages.train import Train
+from t2i.stages.tune_captioner import TuneCaptioner
 
 STAGE_TYPES: dict[str, type[Stage]] = {
     "best_of": BestOf,
@@ -33,6 +34,7 @@ STAGE_TYPES: dict[str, type[Stage]] = {
     "report": ReportStage,
     "score": Score,
     "train": Train,
+    "tune_captioner": TuneCaptioner,
 }
 """Tag in a recipe -> stage."""
 

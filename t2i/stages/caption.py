@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from t2i.captioners import Answer, AnyCaptioner, Captioner, FilesCaptioner, Refusal
+from t2i.captioners import Answer, AnyCaptioner, Captioner, FilesCaptioner, Refusal, VlmCaptioner
 from t2i.captioners.work import CaptionTask, answer_from
 from t2i.config import speed_only
 from t2i.data.generated import generated_records
@@ -43,6 +43,7 @@ class CaptionStage(Stage):
     accepts: ClassVar[dict[str, tuple[str, ...]]] = {
         "data_from": ("captioned_images",),
         "generations_from": ("generations", "scores"),
+        "adapter_from": ("captioner",),
     }
 
     type: Literal["caption"] = "caption"
@@ -55,6 +56,8 @@ class CaptionStage(Stage):
     `prompt` that carries the scores of the image."""
     captioner: AnyCaptioner | None = None
     """What writes the captions; without one the images are collected with those they have."""
+    adapter_from: str | None = None
+    """A tune_captioner stage, whose adapter the `vlm` captioner wears."""
     max_refused: float = Field(default=1.0, ge=0, le=1)
     """Largest share of images without a caption before the stage fails; 0 demands a caption for every image."""
     workers: int = speed_only(1, ge=1, le=64)
@@ -68,6 +71,11 @@ class CaptionStage(Stage):
             )
         if self.captioner is None and self.data_from is not None:
             raise ValueError("captioner: without one there is nothing to do with the records of a stage")
+        if self.adapter_from is not None:
+            if not isinstance(self.captioner, VlmCaptioner):
+                raise ValueError("adapter_from: only a captioner of type vlm can wear an adapter")
+            if self.captioner.adapter is not None:
+                raise ValueError("give `adapter_from` (a stage) or `captioner.adapter` (a folder), not both")
         return self
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
@@ -108,18 +116,27 @@ class CaptionStage(Stage):
         return [_with(row, answer) for row, answer in pairs], refused
 
     def run(self, context: StageContext) -> dict[str, Any]:
-        if self.captioner is None:
+        captioner = self._captioner(context)
+        if captioner is None:
             return {"images": len(self._records(context, RECORDS_FILE))}
         records = self._records(context, COLLECTED_FILE)
-        _check_alt(self.captioner, records)
-        self.captioner.check(Path(row.image) for row in records)
-        shards = self._captioned(self.captioner, context.folder, records)
+        _check_alt(captioner, records)
+        captioner.check(Path(row.image) for row in records)
+        shards = self._captioned(captioner, context.folder, records)
         refused = self._list_refused(context.folder, records, shards)
         rows = zip(records, shards.answers(), strict=True)
         save_records(context.folder, (_with(row, answer_from(values)) for row, values in rows))
         shutil.rmtree(context.folder / SHARDS_FOLDER)
         (context.folder / COLLECTED_FILE).unlink(missing_ok=True)
         return {"images": len(records), "captioned": len(records) - refused, "refused": refused}
+
+    def _captioner(self, context: StageContext) -> AnyCaptioner | None:
+        """The captioner, wearing the adapter of a stage if one is named."""
+        if self.adapter_from is None or not isinstance(self.captioner, VlmCaptioner):
+            return self.captioner
+        from t2i.training.outputs import ADAPTER_FOLDER
+
+        return self.captioner.model_copy(update={"adapter": str(context.input("adapter_from") / ADAPTER_FOLDER)})
 
     def _records(self, context: StageContext, name: str) -> RecordTable:
         """Rows that stay on disk, with absolute image paths. name: of the file that holds those of a source."""

@@ -14,6 +14,7 @@ EXTRAS = {
     "bitsandbytes": "bitsandbytes",
     "prodigyopt": "prodigy",
     "tensorboard": "tensorboard",
+    "trl": "trl",
     "wandb": "wandb",
     "xformers": "xformers",
 }
