@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from t2i.engine import PlannedStage, plan, run
 from t2i.recipe import Recipe
 from t2i.resources import resolve_path
 from t2i.rundir import read_done
+
+sys.path.append(str(Path(__file__).parent / "rewards"))
+import vqa_tiny
 
 REPOSITORY = Path(__file__).parent.parent
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
@@ -51,10 +55,11 @@ PROMPT_FILES = {"prompts.txt": "a cat\nthe moon\na red cup\n", "evaluation.txt":
 
 
 def write_prompts(folder: Path) -> None:
-    """Also an empty folder of pictures."""
+    """Also empty folders of pictures."""
     for name, text in PROMPT_FILES.items():
         (folder / name).write_text(text)
-    (folder / "my_pictures").mkdir(exist_ok=True)
+    for name in ("my_pictures", "captioned"):
+        (folder / name).mkdir(exist_ok=True)
 
 
 def name_of(path: Path) -> str:
@@ -340,6 +345,32 @@ def test_selma_trains_the_baseline_for_as_many_steps_as_the_skills_together() ->
     assert {(stage.trained, stage.optimizer, stage.loop.batch_size) for stage in skills} == {
         (together.trained, together.optimizer, together.loop.batch_size)
     }
+
+
+def test_captioner_sft_ends_in_captions_by_the_tuned_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tiny image-text model, which learns one caption so well that it writes it."""
+    pytest.importorskip("trl", reason="the extra trl is not installed")
+    monkeypatch.chdir(tmp_path)
+    tiny.write_photographs(tmp_path / "captioned", longer_side=32)
+    (tmp_path / "my_pictures").mkdir()
+    for number, path in enumerate(sorted((tmp_path / "captioned").glob("*.txt"))):
+        path.write_text("A photo.\n")
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"my_pictures/{number}.png")
+    model = vqa_tiny.idefics(tmp_path / "model")
+    small = [f"model={model}", "revision=null", "dtype=float32", "max_tokens=12", "wording={prompt: say}"]
+    stages = run_small(
+        REPOSITORY / "recipes/captioner_sft.yaml",
+        tmp_path / "runs",
+        *(f"{stage}.captioner.{change}" for stage in ("tune_captioner", "caption") for change in small),
+        "tune_captioner.held_out=0.3",
+        "tune_captioner.loop={steps: 30, batch_size: 2, learning_rate: 2e-2}",
+    )
+    done = read_done(stages["tune_captioner"].folder)
+    assert done is not None
+    facts: Any = done.facts
+    assert facts["held_out_loss_after"] < 0.5 * facts["held_out_loss_before"]
+    written = sorted((stages["dataset"].folder / "images").glob("*.txt"))
+    assert [path.read_text() for path in written] == ["A photo.\n"] * 6
 
 
 def test_quickstart_ends_in_a_comparison_and_a_report(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ import json
 import math
 import shutil
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from t2i.captioners.adapters import old_names_allowed
 from t2i.captioners.chat import Request
 from t2i.captioners.opened import OpenedModel
 from t2i.captioners.view import shown
@@ -204,12 +205,15 @@ def tune(
     targets that the model does not have.
     """
     from t2i.training.extras import require_package
+    from t2i.training.progress import progress_bar
 
     require_package("trl", "tune_captioner")
     portion = loop.micro_batch_size or loop.batch_size
     before = caption_loss(lesson.opened.model, held_out, portion) if held_out else None
-    trainer = _trainer(lesson, lora, loop, seed, folder / CHECKPOINTS_FOLDER)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS_FOLDER))
+    with old_names_allowed(), progress_bar("tuning", 0, loop.steps) as advance:
+        trainer = _trainer(lesson, lora, loop, seed, folder / CHECKPOINTS_FOLDER)
+        trainer.add_callback(_reporting(advance))
+        trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS_FOLDER))
     model = trainer.model.eval()
     log = [(row["step"], row["loss"]) for row in trainer.state.log_history if "loss" in row]
     if not all(math.isfinite(loss) for _, loss in log):
@@ -271,6 +275,17 @@ def _trainer(lesson: Lesson, lora: CaptionerLora, loop: TuningLoop, seed: int, f
     )
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has what it prints
     return trainer
+
+
+def _reporting(advance: Callable[[int], None]) -> Any:
+    """A callback that moves a progress bar."""
+    from transformers import TrainerCallback
+
+    class Reporting(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            advance(state.global_step)
+
+    return Reporting()
 
 
 def _order(count: int, places: int, seed: int) -> list[int]:

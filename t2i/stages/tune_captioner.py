@@ -72,7 +72,7 @@ class TuneCaptioner(Stage):
         if facts is None:
             kept, held = self._split(self._records(context), context.seed)
             opened = open_model(self.captioner)
-            lessons = [Lesson(opened, self._examples(rows)) for rows in (kept, held)]
+            lessons = [Lesson(opened, self.examples(rows)) for rows in (kept, held)]
             for lesson in lessons:
                 lesson.check()
             with deterministic_kernels(strict=True):
@@ -109,8 +109,8 @@ class TuneCaptioner(Stage):
         [kept], [held] = hold_out([records], self.held_out, seed)
         return kept, held
 
-    def _examples(self, records: Sequence[CaptionedImage]) -> list[Example]:
-        """On one line, as the captions of a model are kept."""
+    def examples(self, records: Sequence[CaptionedImage]) -> list[Example]:
+        """Requests as the captioner makes them; captions on one line, as those of a model are kept."""
         return [
             Example(self.captioner.wording.request(self.captioner.kind, row), " ".join(text.split()))
             for row in records

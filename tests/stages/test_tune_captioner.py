@@ -23,8 +23,6 @@ import vqa_tiny
 
 pytest.importorskip("trl", reason="the extra trl is not installed")
 
-# trl 1.16 asks transformers under names that go away in its version 6.
-pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")
 CAPTIONS = {"red": "a red one", "navy": "dark blue", "white": "all white"}
 
 
