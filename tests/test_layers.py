@@ -13,7 +13,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 
 LAYERS = (
-    {"errors", "suggestions", "document", "config", "records", "resources", "processes"},
+    {"errors", "suggestions", "document", "config", "records", "resources", "processes", "encoder_texts"},
     {"randomness", "noise", "timesteps"},
     {"objectives", "families", "shapes", "rewards"},
     {"training", "sampling", "data", "captioners", "lora", "export", "report"},

@@ -23,6 +23,7 @@ from t2i.data.images import check_sizes
 from t2i.data.rows import image_sizes
 from t2i.data.settings import BucketSettings, CacheSettings, DatasetSettings, MaskSettings, ViewSettings
 from t2i.data.views import Views
+from t2i.encoder_texts import EncoderPrompt
 from t2i.errors import ConfigError, DataError
 from t2i.records import CaptionedImage, write_text
 
@@ -99,8 +100,8 @@ CACHE_FOLDER = "latents"
 """Cache of a stage that shares none, in its folder; deleted when it is finished."""
 
 
-class Texts(Sequence[str]):
-    """The captions of every record that its dataset draws from; read from the records when asked for.
+class Texts(Sequence[EncoderPrompt]):
+    """The prompts of every record that its dataset draws from; read from the records when asked for.
 
     datasets: in the order of the records, without gaps.
     """
@@ -114,7 +115,7 @@ class Texts(Sequence[str]):
         counts = np.fromiter((len(texts) for texts in self._by_record()), np.int64)
         return np.concatenate([[0], np.cumsum(counts)])
 
-    def _by_record(self) -> Iterator[list[str]]:
+    def _by_record(self) -> Iterator[list[EncoderPrompt]]:
         for dataset in self.datasets:
             for number in range(dataset.first, dataset.last):
                 yield dataset.mix.texts(self.records[number])
@@ -123,10 +124,10 @@ class Texts(Sequence[str]):
         return int(self._starts[-1])
 
     @overload
-    def __getitem__(self, index: int) -> str: ...
+    def __getitem__(self, index: int) -> EncoderPrompt: ...
     @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
+    def __getitem__(self, index: slice) -> list[EncoderPrompt]: ...
+    def __getitem__(self, index: int | slice) -> EncoderPrompt | list[EncoderPrompt]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]
@@ -134,11 +135,11 @@ class Texts(Sequence[str]):
         dataset = next(dataset for dataset in self.datasets if record < dataset.last)
         return dataset.mix.texts(self.records[record])[number - int(self._starts[record])]
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[EncoderPrompt]:
         return itertools.chain.from_iterable(self._by_record())
 
 
-def count_truncated(family: ModelFamily, texts: Iterable[str]) -> dict[str, int]:
+def count_truncated(family: ModelFamily, texts: Iterable[EncoderPrompt]) -> dict[str, int]:
     """For each text encoder, how many of the texts are longer than its limit; a thousand at a time."""
     counts: dict[str, int] = {}
     left = iter(texts)
@@ -156,6 +157,7 @@ def make_datasets(
     words: str,
     schedule: tuple[Phase, ...] = (),
     parts: Parts = "whole",
+    per_encoder: tuple[tuple[str, str], ...] = (),
 ) -> tuple[Dataset, ...]:
     """One dataset for each length, from the stage's fields and its own; no settings mean the defaults for all.
 
@@ -172,7 +174,7 @@ def make_datasets(
     for entry, length, end in zip(chosen, lengths, itertools.accumulate(lengths), strict=True):
         trigger = words if entry.trigger_words is None else entry.trigger_words
         later = () if entry.captions else schedule
-        mix = CaptionMix(dict(entry.captions or captions), dropout, trigger, later, parts)
+        mix = CaptionMix(dict(entry.captions or captions), dropout, trigger, later, parts, per_encoder)
         weight = None if entry.weight is None else Fraction(repr(entry.weight))
         made.append(Dataset(end - length, end, mix, entry.repeats, weight, entry.loss_weight))
     return tuple(made)

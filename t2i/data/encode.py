@@ -19,6 +19,7 @@ from t2i.data.images import content_id, crop_to, open_image, to_pixels
 from t2i.data.masks import latent_mask, mask_path
 from t2i.data.settings import MaskSettings
 from t2i.data.views import View, Views
+from t2i.encoder_texts import EncoderPrompt
 from t2i.errors import DataError, RunError
 from t2i.families.base import Conditioning
 from t2i.records import CaptionedImage
@@ -232,14 +233,21 @@ class TextStore:
         """keys: int64 [n, 2], sorted by their first half; places: their locations in the cache, int64 [n]."""
         self.cache, self.keys, self.places = cache, keys, places
 
-    def read(self, text: str) -> Conditioning:
+    def read(self, text: EncoderPrompt) -> Conditioning:
         """Conditioning of one prompt, without the batch dimension. Raises KeyError if it was not encoded."""
-        [key] = key_array(row_key(text))
+        [key] = key_array(prompt_key(text))
         start, end = (np.searchsorted(self.keys[:, 0], key[0], side=side) for side in ("left", "right"))
         for index in range(int(start), int(end)):
             if self.keys[index, 1] == key[1]:
                 return Conditioning(**self.cache.read(int(self.places[index])))
         raise KeyError(text)
+
+
+def prompt_key(prompt: EncoderPrompt) -> bytes:
+    """Key of a prompt's conditioning; texts for several encoders share it with no text for all."""
+    if isinstance(prompt, str):
+        return row_key(prompt)
+    return row_key("per encoder", prompt.rest, sorted(prompt.texts))
 
 
 def join_conditioning(rows: Sequence[Conditioning]) -> Conditioning:
@@ -248,7 +256,7 @@ def join_conditioning(rows: Sequence[Conditioning]) -> Conditioning:
 
 
 @torch.no_grad()
-def encode_texts(family: ModelFamily, texts: Sequence[str], root: Path, *, batch_size: int) -> TextStore:
+def encode_texts(family: ModelFamily, texts: Sequence[EncoderPrompt], root: Path, *, batch_size: int) -> TextStore:
     """Encode the texts, and the empty prompt, that the cache in `root` lacks; finished files are kept.
 
     texts: may be read twice, and may repeat. The folder stands for the encoders' weights, configs and dtypes, the
@@ -257,7 +265,7 @@ def encode_texts(family: ModelFamily, texts: Sequence[str], root: Path, *, batch
     cache = RowCache(root, "texts", text_identity(family))
     joined_keys = bytearray(row_key(""))
     for text in texts:
-        joined_keys += row_key(text)
+        joined_keys += prompt_key(text)
     keys = key_array(joined_keys)
     unique = _first_of_equal(keys, np.arange(len(keys)))
     missing = processes.first(lambda: unique[cache.locate(keys[unique]) < 0])
@@ -272,7 +280,7 @@ def encode_texts(family: ModelFamily, texts: Sequence[str], root: Path, *, batch
     return TextStore(cache, sorted_keys, _all_located(cache, sorted_keys))
 
 
-def _on_cpu(family: ModelFamily, prompts: Sequence[str]) -> Conditioning:
+def _on_cpu(family: ModelFamily, prompts: Sequence[EncoderPrompt]) -> Conditioning:
     """Sizes are the image's, not the text's: they do not belong here."""
     return replace(family.encode_prompts(prompts), sizes=None).map(lambda tensor: tensor.detach().cpu())
 

@@ -15,6 +15,7 @@ from t2i.data.captions import CaptionMix
 from t2i.data.encode import Framing, LatentStore, TextStore, join_conditioning, load_pixels
 from t2i.data.images import check_sizes
 from t2i.data.order import Stream
+from t2i.encoder_texts import EncoderPrompt
 from t2i.families.base import Conditioning
 from t2i.objectives.base import DiffusionBatch, ImageBatch
 from t2i.randomness import derive_key, generator
@@ -42,7 +43,7 @@ class DiffusionExample:
     latents: Tensor
     noise: Tensor
     uniform: float
-    prompt: str
+    prompt: EncoderPrompt
     key: int
     """Of its step and position alone: seeds draws whose shape only the objective knows."""
     sizes: Tensor | None = None
@@ -178,7 +179,7 @@ class ImageExamples:
         """(pixels, noise, caption, labels)."""
         row = self.records[record]
         noise = normal(self.seed, "noise", step, position, shape=self.noise_shape)
-        caption = self.mix.draw(row, self.seed, step, position) if self.mix else ""
+        caption = self.mix.draw_one(row, self.seed, step, position) if self.mix else ""
         labels = self.labels(row) if self.labels else {}
         return load_pixels(row, self.resolution), noise, caption, labels
 

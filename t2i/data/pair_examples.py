@@ -16,6 +16,7 @@ from t2i.data.diffusion import DiffusionData
 from t2i.data.examples import Dataset, DiffusionExample, LatentExamples
 from t2i.data.images import seen_size
 from t2i.data.order import Stream
+from t2i.encoder_texts import EncoderPrompt
 from t2i.errors import DataError
 from t2i.objectives.pairs import PairBatch
 from t2i.records import Caption, CaptionedImage, PreferencePair
@@ -135,7 +136,7 @@ class PairData:
         """Encode the images that the cache lacks; one that is in several pairs is encoded once."""
         return LatentPairs(self.images.encode(family, plan, folder), self.pairs)
 
-    def texts(self) -> list[str]:
+    def texts(self) -> list[EncoderPrompt]:
         """The prompt of every pair, trigger words included."""
         [dataset] = self.images.datasets
         return [text for record in self.records[::2] for text in dataset.mix.texts(record)]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import Tensor, nn
 
+    from t2i.encoder_texts import EncoderPrompt
     from t2i.noise import NoiseProcess
 
 
@@ -49,6 +50,8 @@ class FamilyFacts:
     """The denoiser's layers in the authors' layout; empty for U-Nets, whose names are counted from their blocks."""
     diffusers_reads: tuple[str, ...] = ("diffusers",)
     """Layouts of LoRA files that the diffusers pipeline reads by itself."""
+    encoder_names: tuple[str, ...] = ()
+    """What recipes call the text encoders, in their order: `clip` or `t5`; of several CLIPs, `clip_l` and `clip_g`."""
     takes_sizes: bool = False
     """Whether the denoiser is told the sizes of the image and its crop."""
     takes_negative_prompt: bool = True
@@ -138,11 +141,11 @@ class ModelFamily(Protocol):
         """Arguments of the pipeline's call by which it treats prompts and sizes as training does."""
         ...
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_prompts(self, prompts: Sequence[EncoderPrompt]) -> Conditioning:
         """Encode prompts as the family's pipeline does without guidance; gradients flow where they are asked for."""
         ...
 
-    def count_truncated(self, prompts: Sequence[str]) -> dict[str, int]:
+    def count_truncated(self, prompts: Sequence[EncoderPrompt]) -> dict[str, int]:
         """For each text encoder, by its attribute name: how many of the prompts are longer than its limit."""
         ...
 

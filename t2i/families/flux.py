@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from t2i.encoder_texts import EncoderPrompt, texts_for
 from t2i.families import latents as autoencoder
 from t2i.families.base import Conditioning, FamilyFacts, NativeLayer, Posterior
 from t2i.families.clip import clip_tokens, count_longer
@@ -81,6 +82,7 @@ class Flux:
         denoiser="transformer",
         dispatches_attention=True,
         text_encoders=("text_encoder", "text_encoder_2"),
+        encoder_names=("clip", "t5"),
         lora_targets=(
             *("to_q", "to_k", "to_v", "to_out.0"),
             *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
@@ -135,17 +137,18 @@ class Flux:
         """Arguments of the pipeline's call by which it treats prompts as training does."""
         return {"max_sequence_length": self.token_limit}
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_prompts(self, prompts: Sequence[EncoderPrompt]) -> Conditioning:
         clip, t5 = self.pipeline.text_encoder, self.pipeline.text_encoder_2
-        pooled = clip(moved(clip_tokens(self.pipeline.tokenizer, prompts), clip.device)).pooler_output
-        tokens, _ = padded_tokens(self.pipeline.tokenizer_2, prompts, self.token_limit)
+        tokens = clip_tokens(self.pipeline.tokenizer, texts_for(prompts, "clip"))
+        pooled = clip(moved(tokens, clip.device)).pooler_output
+        tokens, _ = padded_tokens(self.pipeline.tokenizer_2, texts_for(prompts, "t5"), self.token_limit)
         return Conditioning(t5(moved(tokens, t5.device))[0], pooled)
 
-    def count_truncated(self, prompts: Sequence[str]) -> dict[str, int]:
+    def count_truncated(self, prompts: Sequence[EncoderPrompt]) -> dict[str, int]:
         clip, t5 = self.pipeline.tokenizer, self.pipeline.tokenizer_2
         return {
-            "text_encoder": count_longer(clip, prompts, clip.model_max_length),
-            "text_encoder_2": count_longer(t5, prompts, self.token_limit),
+            "text_encoder": count_longer(clip, texts_for(prompts, "clip"), clip.model_max_length),
+            "text_encoder_2": count_longer(t5, texts_for(prompts, "t5"), self.token_limit),
         }
 
     def encode_images(self, pixels: Tensor) -> Posterior:

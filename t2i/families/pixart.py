@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from t2i.encoder_texts import EncoderPrompt, texts_for
 from t2i.errors import ModelError
 from t2i.families import latents as autoencoder
 from t2i.families.base import Conditioning, FamilyFacts, NativeLayer, Posterior
@@ -75,6 +76,7 @@ class PixArt:
         pipeline_class="PixArtAlphaPipeline",
         denoiser="transformer",
         text_encoders=("text_encoder",),
+        encoder_names=("t5",),
         lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
         text_encoder_lora_targets=(),
         kohya_prefixes=(),
@@ -120,13 +122,13 @@ class PixArt:
             "max_sequence_length": self.token_limit,
         }
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_prompts(self, prompts: Sequence[EncoderPrompt]) -> Conditioning:
         encoder = self.pipeline.text_encoder
         tokens, mask = padded_tokens(self.pipeline.tokenizer, _prepared(prompts), self.token_limit)
         mask = moved(mask, encoder.device)
         return Conditioning(encoder(moved(tokens, encoder.device), attention_mask=mask)[0], mask=mask)
 
-    def count_truncated(self, prompts: Sequence[str]) -> dict[str, int]:
+    def count_truncated(self, prompts: Sequence[EncoderPrompt]) -> dict[str, int]:
         return {"text_encoder": count_longer(self.pipeline.tokenizer, _prepared(prompts), self.token_limit)}
 
     def encode_images(self, pixels: Tensor) -> Posterior:
@@ -157,9 +159,9 @@ class PixArt:
         return {"resolution": crop.to(dtype), "aspect_ratio": (crop[:, :1] / crop[:, 1:]).to(dtype)}
 
 
-def _prepared(prompts: Sequence[str]) -> list[str]:
+def _prepared(prompts: Sequence[EncoderPrompt]) -> list[str]:
     """The prompts as the pipelines' `_text_preprocessing` leaves them without cleaning."""
-    return [prompt.lower().strip() for prompt in prompts]
+    return [prompt.lower().strip() for prompt in texts_for(prompts, "t5")]
 
 
 def _check_noise_and_sizes(pipeline: PixArtAlphaPipeline | PixArtSigmaPipeline) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from t2i.encoder_texts import EncoderPrompt, texts_for
 from t2i.families import latents as autoencoder
 from t2i.families.base import Conditioning, FamilyFacts, Posterior
 from t2i.families.clip import clip_tokens, count_longer
@@ -39,6 +40,7 @@ class SD1:
         pipeline_class="StableDiffusionPipeline",
         denoiser="unet",
         text_encoders=("text_encoder",),
+        encoder_names=("clip",),
         lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
         # All four: a kohya text-encoder LoRA without out_proj is not recognised by diffusers.
         text_encoder_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
@@ -75,13 +77,14 @@ class SD1:
         """None: the pipeline treats prompts as training does."""
         return {}
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_prompts(self, prompts: Sequence[EncoderPrompt]) -> Conditioning:
         encoder = self.pipeline.text_encoder
-        return Conditioning(encoder(moved(clip_tokens(self.pipeline.tokenizer, prompts), encoder.device))[0])
+        tokens = clip_tokens(self.pipeline.tokenizer, texts_for(prompts, "clip"))
+        return Conditioning(encoder(moved(tokens, encoder.device))[0])
 
-    def count_truncated(self, prompts: Sequence[str]) -> dict[str, int]:
+    def count_truncated(self, prompts: Sequence[EncoderPrompt]) -> dict[str, int]:
         tokenizer = self.pipeline.tokenizer
-        return {"text_encoder": count_longer(tokenizer, prompts, tokenizer.model_max_length)}
+        return {"text_encoder": count_longer(tokenizer, texts_for(prompts, "clip"), tokenizer.model_max_length)}
 
     def encode_images(self, pixels: Tensor) -> Posterior:
         return autoencoder.encode_images(self.pipeline.vae, pixels)

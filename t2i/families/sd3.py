@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from t2i.encoder_texts import EncoderPrompt, texts_for
 from t2i.families import latents as autoencoder
 from t2i.families.base import Conditioning, FamilyFacts, NativeLayer, Posterior
 from t2i.families.clip import count_longer
@@ -71,6 +72,7 @@ class SD3:
         pipeline_class="StableDiffusion3Pipeline",
         denoiser="transformer",
         text_encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
+        encoder_names=("clip_l", "clip_g", "t5"),
         lora_targets=(
             *("to_q", "to_k", "to_v", "to_out.0"),
             *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
@@ -119,14 +121,14 @@ class SD3:
         """Arguments of the pipeline's call by which it treats prompts as training does."""
         return {"max_sequence_length": T5_TOKENS}
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_prompts(self, prompts: Sequence[EncoderPrompt]) -> Conditioning:
         hidden, pooled = [], []
-        for encoder, tokenizer in self._clips():
-            tokens, _ = padded_tokens(tokenizer, prompts, self.pipeline.tokenizer_max_length)
+        for name, (encoder, tokenizer) in zip(("clip_l", "clip_g"), self._clips(), strict=True):
+            tokens, _ = padded_tokens(tokenizer, texts_for(prompts, name), self.pipeline.tokenizer_max_length)
             output = encoder(moved(tokens, encoder.device), output_hidden_states=True)
             hidden.append(output.hidden_states[-2])
             pooled.append(output[0])
-        clip, t5 = torch.cat(hidden, dim=-1), self._t5_states(prompts)
+        clip, t5 = torch.cat(hidden, dim=-1), self._t5_states(texts_for(prompts, "t5"))
         clip = nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
         return Conditioning(torch.cat([clip, t5], dim=1), torch.cat(pooled, dim=-1))
 
@@ -139,12 +141,14 @@ class SD3:
         tokens, _ = padded_tokens(self.pipeline.tokenizer_3, prompts, T5_TOKENS)
         return encoder(moved(tokens, encoder.device))[0]
 
-    def count_truncated(self, prompts: Sequence[str]) -> dict[str, int]:
+    def count_truncated(self, prompts: Sequence[EncoderPrompt]) -> dict[str, int]:
         limit = self.pipeline.tokenizer_max_length
-        tokenizers = [tokenizer for _, tokenizer in self._clips()]
-        counts = [count_longer(tokenizer, prompts, limit) for tokenizer in tokenizers]
+        counts = [
+            count_longer(tokenizer, texts_for(prompts, name), limit)
+            for name, (_, tokenizer) in zip(("clip_l", "clip_g"), self._clips(), strict=True)
+        ]
         if self.pipeline.text_encoder_3 is not None:
-            counts.append(count_longer(self.pipeline.tokenizer_3, prompts, T5_TOKENS))
+            counts.append(count_longer(self.pipeline.tokenizer_3, texts_for(prompts, "t5"), T5_TOKENS))
         return dict(zip(self.facts.text_encoders, counts, strict=False))
 
     def encode_images(self, pixels: Tensor) -> Posterior:

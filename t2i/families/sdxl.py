@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from t2i.encoder_texts import EncoderPrompt, texts_for
 from t2i.errors import ModelError
 from t2i.families import latents as autoencoder
 from t2i.families.base import Conditioning, FamilyFacts, Posterior
@@ -46,6 +47,7 @@ class SDXL:
         pipeline_class="StableDiffusionXLPipeline",
         denoiser="unet",
         text_encoders=("text_encoder", "text_encoder_2"),
+        encoder_names=("clip_l", "clip_g"),
         lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
         text_encoder_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
         kohya_prefixes=(("unet", "lora_unet"), ("text_encoder", "lora_te1"), ("text_encoder_2", "lora_te2")),
@@ -86,10 +88,10 @@ class SDXL:
         """None: the pipeline treats prompts as training does."""
         return {}
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_prompts(self, prompts: Sequence[EncoderPrompt]) -> Conditioning:
         hidden, pooled = [], None
-        for encoder, tokenizer in self._encoders():
-            tokens = moved(clip_tokens(tokenizer, prompts), encoder.device)
+        for name, (encoder, tokenizer) in zip(self.facts.encoder_names, self._encoders(), strict=True):
+            tokens = moved(clip_tokens(tokenizer, texts_for(prompts, name)), encoder.device)
             output = encoder(tokens, output_hidden_states=True)
             hidden.append(output.hidden_states[-2])
             pooled = output[0]
@@ -100,9 +102,11 @@ class SDXL:
             embeds, pooled = embeds.masked_fill(empty[:, None], 0), pooled.masked_fill(empty, 0)
         return Conditioning(embeds, pooled)
 
-    def count_truncated(self, prompts: Sequence[str]) -> dict[str, int]:
-        tokenizers = [tokenizer for _, tokenizer in self._encoders()]
-        counts = [count_longer(tokenizer, prompts, tokenizer.model_max_length) for tokenizer in tokenizers]
+    def count_truncated(self, prompts: Sequence[EncoderPrompt]) -> dict[str, int]:
+        counts = [
+            count_longer(tokenizer, texts_for(prompts, name), tokenizer.model_max_length)
+            for name, (_, tokenizer) in zip(self.facts.encoder_names, self._encoders(), strict=True)
+        ]
         return dict(zip(self.facts.text_encoders, counts, strict=True))
 
     def encode_images(self, pixels: Tensor) -> Posterior:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from t2i.encoder_texts import EncoderPrompt
+
 
 @dataclass(frozen=True)
 class LossOutput:
@@ -51,7 +53,7 @@ class DiffusionBatch:
     """[B, C, h, w], standard normal."""
     uniform: Tensor
     """[B] in [0, 1), from which timesteps are taken."""
-    prompts: tuple[str, ...]
+    prompts: tuple[EncoderPrompt, ...]
     sizes: Tensor | None = None
     """Original height and width, top and left of the crop in the resized image, height and width of the crop, all in
     pixels, float32 [B, 6]; None where the family takes no sizes."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from t2i.encoder_texts import EncoderPrompt
     from t2i.noise import NoiseProcess
     from t2i.timesteps import TimestepSettings
 
@@ -32,7 +33,7 @@ class PairBatch:
     """[B, C, h, w], standard normal."""
     uniform: Tensor
     """[B] in [0, 1), from which timesteps are taken."""
-    prompts: tuple[str, ...]
+    prompts: tuple[EncoderPrompt, ...]
     sizes: Tensor | None = None
     """As in `DiffusionBatch`, [B, 6]; the two images of a pair are of one size and cut alike."""
     conditioning: Any = None

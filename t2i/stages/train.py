@@ -85,10 +85,14 @@ class Train(Stage):
     """Put before every caption, with a comma between, so that the words come to mean what the images show."""
     captions: dict[str, float] = Field(default_factory=dict)
     """Caption kind -> weight; each step draws one kind per image."""
+    per_encoder: dict[str, str] = Field(default_factory=dict)
+    """Text encoder -> caption kind that it is given, instead of the one that `captions` draws for the others:
+    `{clip: short, t5: dense}`. Encoders of SDXL: clip_l, clip_g; of SD3 also t5; of Flux clip, t5; `clip` means all
+    CLIPs. Where every encoder is named, leave `captions` out. Both texts are of the same image, dropout drops both."""
     caption_schedule: tuple[CaptionPhase, ...] = ()
     """Other weights from later steps on: `[{from_step: 2000, captions: {dense: 1}}]`."""
     caption_parts: Literal["whole", "first_sentences", "one_sentence"] = "whole"
-    """How much of a caption a step sees: all, its first sentences (each number of them as likely), or one of them."""
+    """How much of what `captions` draws a step sees: all, its first sentences (every number as likely), or one."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of examples that see the empty prompt, for classifier-free guidance."""
     posterior: Literal["sample", "mode"] = "sample"
@@ -224,10 +228,11 @@ class Train(Stage):
 
         lengths = [len(table) for table in tables]
         schedule = tuple(Phase(phase.from_step, phase.captions) for phase in self.caption_schedule)
-        drawn = self.caption_dropout, self.trigger_words, schedule, self.caption_parts
+        routes = tuple(self.per_encoder.items())
+        drawn = self.caption_dropout, self.trigger_words, schedule, self.caption_parts, routes
         datasets = make_datasets(lengths, self.datasets, self.captions, *drawn)
         kinds = {PROMPT: 1.0} if self.pairs or self.pairs_from else dict(self.captions)
-        mix = datasets[0].mix if self.datasets else None
+        mix = datasets[0].mix if self.datasets or routes else None
         if kinds:
             mix = CaptionMix(kinds, *drawn)
         return TaskSettings(

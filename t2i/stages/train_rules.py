@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from t2i.stages.train import Train
 
 _OF_DENOISERS = ("datasets", "trigger_words", "buckets", "views", "masks", "cache", "speed")
-_OF_CAPTIONED = ("held_out", "samples", "guard", "caption_schedule", "caption_parts")
-_NOT_OF_PAIRS = ("datasets", "captions", "caption_schedule", "caption_parts", "masks", "held_out", "samples")
+_OF_CAPTIONED = ("held_out", "samples", "guard", "caption_schedule", "caption_parts", "per_encoder")
+_NOT_OF_PAIRS = (
+    *("datasets", "captions", "per_encoder", "caption_schedule", "caption_parts"),
+    *("masks", "held_out", "samples"),
+)
 
 
 def check_settings(train: Train) -> None:
@@ -89,7 +92,8 @@ def _check_data(train: Train) -> None:
         if given:
             raise ValueError(f"{given[0]}: only a denoising objective takes it, not {train.objective.type}")
         return
-    if not train.captions and not all(entry.captions for entry in train.datasets or (DatasetSettings(),)):
+    own = [bool(entry.captions) for entry in train.datasets or (DatasetSettings(),)]
+    if not train.captions and not all(own) and (any(own) or not train.per_encoder):
         raise ValueError("captions: name the kinds to train on with their weights, for example {dense: 1}")
     if any(weight <= 0 for entry in train.datasets for weight in entry.captions.values()):
         raise ValueError("datasets: every weight of captions must be above 0; leave a kind out instead")
@@ -117,8 +121,16 @@ def _check_caption_mix(train: Train) -> None:
         raise ValueError("caption_schedule: every phase must begin after the one before it")
     if train.caption_schedule and not train.captions:
         raise ValueError("caption_schedule: say in `captions` what holds before its first phase")
+    if train.per_encoder and any(not text.strip() for pair in train.per_encoder.items() for text in pair):
+        raise ValueError("per_encoder: name encoders and kinds, for example {clip: short, t5: dense}")
+    if train.caption_parts != "whole" and train.per_encoder and not _draws(train):
+        raise ValueError("caption_parts: it cuts what `captions` draws, and per_encoder leaves nothing to draw")
     if train.caption_parts != "whole" and train.cache.text:
         raise ValueError("cache.text: parts of captions are drawn anew at each step; set caption_parts: whole")
+
+
+def _draws(train: Train) -> bool:
+    return bool(train.captions) or any(entry.captions for entry in train.datasets)
 
 
 def _default(train: Train, name: str) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from t2i.encoder_texts import route_problem
 from t2i.errors import ConfigError
 from t2i.families.outline import outline_family
 from t2i.objectives.base import DiffusionBatch
@@ -18,6 +19,7 @@ from t2i.training.settings import LoraSettings, SpeedSettings
 from t2i.training.speed import apply_speed, check_speed
 
 if TYPE_CHECKING:
+    from t2i.data.examples import Dataset
     from t2i.data.settings import BucketSettings, CacheSettings
     from t2i.families.base import ModelFamily
     from t2i.objectives import Denoising
@@ -107,6 +109,7 @@ def outline_of(family: ModelFamily, settings: TaskSettings, objective: Denoising
     """The same of a family without weights that is there already."""
     resolution = checked_resolution(family, settings.resolution)
     check_bucket_step(family, settings.buckets)
+    check_encoder_captions(family, settings.datasets)
     check_speed(family, settings.speed)
     objective.process(family.noise)
     trained = settings.trained
@@ -133,6 +136,16 @@ def check_bucket_step(family: Any, buckets: BucketSettings | None) -> None:
     if buckets and buckets.step % family.pixel_multiple:
         needed = family.pixel_multiple
         raise ConfigError(f"buckets.step: {buckets.step} is not a multiple of {needed}, which this model needs.")
+
+
+def check_encoder_captions(family: ModelFamily, datasets: Sequence[Dataset]) -> None:
+    """Raise ConfigError unless every text encoder of the model is given captions, and those named are its own."""
+    named = zip(family.facts.encoder_names, family.facts.text_encoders, strict=True)
+    encoders = [name for name, component in named if family.pipeline.components.get(component) is not None]
+    for mix in (dataset.mix for dataset in datasets if dataset.mix.per_encoder):
+        problem = route_problem([name for name, _ in mix.per_encoder], encoders, has_rest=bool(mix.weights))
+        if problem:
+            raise ConfigError(f"per_encoder: {problem}.")
 
 
 def check_nothing_cached_is_trained(family: Any, components: Mapping[str, nn.Module], cache: CacheSettings) -> None:

@@ -38,7 +38,12 @@ from t2i.objectives.base import ImageBatch, LossOutput
 from t2i.randomness import derive_key, seeded_global
 from t2i.records import CaptionedImage, PreferencePair
 from t2i.training.diffusion import diffusion_trainable
-from t2i.training.outline import check_bucket_step, check_nothing_cached_is_trained, checked_resolution
+from t2i.training.outline import (
+    check_bucket_step,
+    check_encoder_captions,
+    check_nothing_cached_is_trained,
+    checked_resolution,
+)
 from t2i.training.outputs import ADAPTER_FOLDER, LORA_FILE, MODEL_FOLDER, forget_origin
 from t2i.training.settings import FullSettings, LoraSettings, SpeedSettings
 from t2i.training.speed import apply_speed, check_speed
@@ -113,6 +118,7 @@ class DiffusionTask:
         lora.freeze(self.family)
         self.resolution = checked_resolution(self.family, settings.resolution)
         check_bucket_step(self.family, settings.buckets)
+        check_encoder_captions(self.family, settings.datasets)
         check_speed(self.family, settings.speed)
         if torch.cuda.is_available():
             self.family.pipeline.to("cuda")
