@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
@@ -14,6 +13,7 @@ from t2i.data.quality.texts import TextCheck
 from t2i.data.sources import RECORDS_FILE, image_name, save_records
 from t2i.records import CaptionedImage, write_parts
 from t2i.stages.base import InspectContext, Stage, StageContext
+from t2i.stages.embedding_rules import EmbeddingRules
 from t2i.stages.score_rules import ScoreKey, ScoreRule, with_score
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Filter(Stage):
     """Of images whose perceptual hashes differ in at most this many of 64 bits, the first is kept."""
     min_sharpness: float | None = Field(default=None, gt=0)
     """Variance of the image's Laplacian, at least; below about 50 a photograph is blurred."""
+    embeddings: EmbeddingRules | None = None
+    """Rules by image embeddings: near duplicates, and at most so many images of a concept."""
     scores: tuple[ScoreRule, ...] = ()
     """Rules by scorers, in order, each over what is left."""
 
@@ -89,6 +91,10 @@ class Filter(Stage):
         if len({rule.label for rule in scores}) < len(scores):
             raise ValueError("labels repeat; give each scorer a `label` of its own")
         return scores
+
+    def check(self) -> None:
+        if self.embeddings is not None:
+            self.embeddings.check()
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
         sorted_out = self._sorted_out(context)
@@ -125,7 +131,7 @@ class Filter(Stage):
         records = RecordTable(context.input("data_from") / RECORDS_FILE)
         sieve = Sieve(records, lambda row: image_name(context.folder, row.image))
         scores: dict[str, dict[ScoreKey, list[float]]] = {rule.label: {} for rule in self.scores}
-        checks = self._checks(context.folder, scores)
+        checks = self._checks(context, scores)
         write_parts(context.folder / "dropped.jsonl", (line for check in checks for line in sieve.apply(check)))
         reasons = dict(sieve.reasons)
         if not sieve.kept:
@@ -137,7 +143,7 @@ class Filter(Stage):
         kept = len(sieve.kept)
         return {"images": len(records), "kept": kept, "dropped": len(records) - kept, "reasons": reasons}
 
-    def _checks(self, folder: Path, scores: Mapping[str, dict[ScoreKey, list[float]]]) -> Iterator[Check]:
+    def _checks(self, context: StageContext, scores: Mapping[str, dict[ScoreKey, list[float]]]) -> Iterator[Check]:
         """The rules that are set, the cheap ones first."""
         from t2i.data.quality.captions import few_objects, near_texts, text_problems
         from t2i.data.quality.images import blurred, near_images
@@ -157,8 +163,10 @@ class Filter(Stage):
         if self.min_sharpness is not None:
             limit = self.min_sharpness
             yield lambda rows: blurred(rows, limit)
+        if self.embeddings is not None:
+            yield from self.embeddings.checks(context.seed, lambda row: image_name(context.folder, row.image))
         for number, rule in enumerate(self.scores):
-            yield rule.check(folder / SCORES_FOLDER / f"{number:02d}", scores[rule.label].__setitem__)
+            yield rule.check(context.folder / SCORES_FOLDER / f"{number:02d}", scores[rule.label].__setitem__)
 
     def _plain(self, rows: Sequence[CaptionedImage]) -> Dropped:
         """Sizes, captions, and images with the same bytes as an earlier one that is kept."""
