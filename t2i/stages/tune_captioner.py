@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from t2i.captioners.describe import VlmCaptioner
-from t2i.captioners.tuning import CHECKPOINTS_FOLDER, CaptionerLora, Example, Lesson, Tuned, TuningLoop, tune
+from t2i.captioners.lessons import Example, Lesson
+from t2i.captioners.tuning import CHECKPOINTS_FOLDER, CaptionerLora, Tuned, TuningLoop, tune
 from t2i.data.sources import RECORDS_FILE, ImageSource, load_records, save_records
 from t2i.records import CaptionedImage, write_text
 from t2i.stages.base import InspectContext, Stage, StageContext

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 from t2i.captioners import VlmCaptioner
 from t2i.captioners.chat import LocalModel, Request
+from t2i.captioners.lessons import Example, Lesson, caption_loss
 from t2i.captioners.opened import open_model
-from t2i.captioners.tuning import CaptionerLora, Example, Lesson, TuningLoop, caption_loss, tune
+from t2i.captioners.tuning import CaptionerLora, TuningLoop, tune
 from t2i.data.sources import load_records, save_records
 from t2i.errors import ConfigError, DataError, ModelError
 from t2i.records import Caption, CaptionedImage
