@@ -19,7 +19,7 @@ types: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-kill: $(READY)     ## 100 SIGKILL moments
 	$(BIN)/python -m pytest -m kill tests/test_kill.py
