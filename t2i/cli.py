@@ -127,6 +127,14 @@ def generate_command(
         str | None, typer.Option("--suite", help="A suite: compositional, or a published one as NAME=FILE.")
     ] = None,
     adapter: Annotated[str | None, typer.Option("--adapter", help="A LoRA file to put over it.")] = None,
+    expand: Annotated[
+        str | None,
+        typer.Option(
+            "--expand",
+            help="Write prompts out first: by a language model, one of an endpoint as URL=MODEL (its key in "
+            "OPENAI_API_KEY), or `shapes`. They are scored as they were.",
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option("--steps", help="Denoising steps.")] = 30,
     guidance: Annotated[float, typer.Option("--guidance", help="Classifier-free guidance.")] = 7.5,
     images: Annotated[int, typer.Option("--images", help="Images per prompt.")] = 1,
@@ -135,9 +143,8 @@ def generate_command(
     """Generate images from a file of prompts or a suite, with or without a LoRA. The same call again is skipped."""
     from t2i.commands import generate
 
-    folder = generate(
-        prompts, suite, model, adapter, steps=steps, guidance=guidance, images=images, seed=seed, root=runs_root()
-    )
+    numbers = {"steps": steps, "images": images, "seed": seed}
+    folder = generate(prompts, suite, model, adapter, expand, guidance=guidance, **numbers, root=runs_root())
     typer.echo(str(folder))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from pydantic import ValidationError
 
@@ -22,6 +23,7 @@ def generate(
     suite: str | None,
     model: str,
     adapter: str | None,
+    expand: str | None,
     *,
     steps: int,
     guidance: float,
@@ -30,7 +32,7 @@ def generate(
     root: Path,
 ) -> Path:
     """Run a generate stage under `root/generate`, on a file of prompts or a suite (NAME or NAME=SOURCE); returns its
-    folder."""
+    folder. expand: what writes the prompts out first (`shapes`, a model, or URL=MODEL of an endpoint)."""
     from t2i.data.prompts import PromptFile, SuitePrompts
     from t2i.engine import run
     from t2i.recipe import Recipe
@@ -51,11 +53,27 @@ def generate(
             adapter=adapter,
             seed=seed,
             prompts=SuitePrompts(name=name, source=source or None) if prompts is None else PromptFile(path=prompts),
+            expand=_upsampler(expand),
             images_per_prompt=images,
             sampling=SamplingSettings(steps=steps, guidance_scale=float(guidance)),
         )
     [planned] = run(Recipe("generate", seed, (stage,)), root)
     return planned.folder
+
+
+def _upsampler(text: str | None) -> Any:
+    """The `expand` field that `--expand` stands for."""
+    if text is None:
+        return None
+    if text == "shapes":
+        return {"type": "shapes"}
+    if not text.startswith(("http://", "https://")):
+        return {"type": "model", "model": {"type": "local", "model": text}}
+    url, _, name = text.rpartition("=")
+    if not url or not name:
+        raise ConfigError(f"--expand {text}: expected URL=MODEL, with the model's name at that endpoint.")
+    key_env = "OPENAI_API_KEY" if "OPENAI_API_KEY" in os.environ else None
+    return {"type": "model", "model": {"type": "endpoint", "url": url, "model": name, "key_env": key_env}}
 
 
 def score(

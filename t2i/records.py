@@ -22,7 +22,7 @@ from t2i.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Row = TypeVar("Row", "CaptionedImage", "GeneratedImage", "PreferencePair", "Prompt", "ScoredImage")
+Row = TypeVar("Row", "CaptionedImage", "ExpandedPrompt", "GeneratedImage", "PreferencePair", "Prompt", "ScoredImage")
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,19 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class ExpandedPrompt:
+    """A prompt, what it was written out to, and by whom. refused: why it was not, and is painted as it is."""
+
+    prompt_id: str
+    prompt: str
+    expanded: str = ""
+    source: str = ""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """The fields of `Origin`, for a model's."""
+    refused: str = ""
+
+
+@dataclass(frozen=True)
 class GeneratedImage:
     """One generated image: enough to make the same pixels again with plain diffusers."""
 
@@ -145,6 +158,13 @@ class GeneratedImage:
     sample: int = 0
     """Number of the image among those of the same prompt."""
     category: str = ""
+    expanded: str = ""
+    """What the prompt was written out to before it was painted; empty if it was painted as it is."""
+
+    @property
+    def painted(self) -> str:
+        """What the model was given."""
+        return self.expanded or self.prompt
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -163,6 +183,8 @@ class ScoredImage:
     sample: int = 0
     category: str = ""
     scores: dict[str, float] = field(default_factory=dict)
+    expanded: str = ""
+    """As of the generated image."""
 
     @property
     def key(self) -> tuple[str, int, int]:

@@ -104,6 +104,14 @@ class Compare(Stage):
                 f"compare: prompt {first[0]} is {a[first].prompt!r} in {self.a_from} and {b[first].prompt!r} in "
                 f"{self.b_from} ({len(differing)} such images); generate both from the same prompts."
             )
+        # One arm with prompts written out and one without may be what is to be compared; two wordings are an accident.
+        wordings = [(a[key].expanded, b[key].expanded) for key in a if key in b]
+        unlike = [pair for pair in wordings if all(pair) and pair[0] != pair[1]]
+        if unlike:
+            raise DataError(
+                f"compare: a prompt was written out as {unlike[0][0]!r} for {self.a_from} and as {unlike[0][1]!r} for "
+                f"{self.b_from} ({len(unlike)} such images); give the later generate stage `expansions_from`."
+            )
 
     def _compare(
         self, a: Mapping[Key, float], b: Mapping[Key, float], scorer: Mapping[str, Any], seed: int

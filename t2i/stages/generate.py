@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
+from t2i.captioners.upsample import AnyUpsampler
 from t2i.config import LocalPath, ModelPath
 from t2i.data.prompts import PromptSource
-from t2i.records import GeneratedImage, write_bytes, write_jsonl, write_text
+from t2i.records import ExpandedPrompt, GeneratedImage, Prompt, write_bytes, write_jsonl, write_text
 from t2i.sampling import SamplingSettings
 from t2i.stages.base import InspectContext, Stage, StageContext
+from t2i.stages.expansions import EXPANSIONS_FILE, expand_prompts, expansions_of
 
 if TYPE_CHECKING:
     from t2i.sampling import Sampler
@@ -33,7 +35,10 @@ class Generate(Stage):
 
     version: ClassVar[int] = 3
     produces: ClassVar[str] = "generations"
-    accepts: ClassVar[dict[str, tuple[str, ...]]] = {"weights_from": ("weights",)}
+    accepts: ClassVar[dict[str, tuple[str, ...]]] = {
+        "weights_from": ("weights",),
+        "expansions_from": ("generations",),
+    }
 
     type: Literal["generate"] = "generate"
     model: ModelPath | None = None
@@ -46,6 +51,10 @@ class Generate(Stage):
     """A LoRA file, instead of `weights_from`."""
     prompts: PromptSource
     """What to generate."""
+    expand: AnyUpsampler | None = None
+    """What writes the prompts out before they are painted. They are scored as they were."""
+    expansions_from: str | None = None
+    """A generate stage with the same prompts and `expand`: paint what it painted, as the other arm of a comparison."""
     images_per_prompt: int = Field(default=1, ge=1)
     """Images of each prompt, with different seeds."""
     sampling: SamplingSettings = SamplingSettings()
@@ -57,6 +66,8 @@ class Generate(Stage):
     def _one_adapter(self) -> Generate:
         if self.weights_from is not None and self.adapter is not None:
             raise ValueError("give `weights_from` (a stage) or `adapter` (a LoRA file), not both")
+        if self.expand is not None and self.expansions_from is not None:
+            raise ValueError("give `expand` (what writes prompts out) or `expansions_from` (a stage), not both")
         return self
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
@@ -68,6 +79,7 @@ class Generate(Stage):
         from t2i.training.progress import progress_bar
 
         prompts = self.prompts.read(context.seed)
+        expansions = self._expansions(context, prompts)
         rows = [
             GeneratedImage(
                 prompt_id=prompt.id,
@@ -76,6 +88,7 @@ class Generate(Stage):
                 image=f"images/{number:05d}-{sample:02d}.png",
                 sample=sample,
                 category=prompt.category,
+                expanded=expansions[number].expanded if expansions else "",
             )
             for number, prompt in enumerate(prompts)
             for sample in range(self.images_per_prompt)
@@ -87,21 +100,31 @@ class Generate(Stage):
                 batch = rows[start : start + self.batch_size]
                 # An unfinished batch is redone whole: a part of it would be another batch, and other bits.
                 if not all((context.folder / row.image).exists() for row in batch):
-                    sampler = sampler or self._sampler(context, [prompt.text for prompt in prompts])
+                    sampler = sampler or self._sampler(context, [row.painted for row in rows if row.sample == 0])
                     self._generate(sampler, batch, context.folder)
                 advance(min(start + self.batch_size, len(rows)))
         write_text(context.folder / SAMPLING_FILE, json.dumps(self._record(context), indent=2, sort_keys=True) + "\n")
         write_jsonl(context.folder / GENERATIONS_FILE, rows)
         cut = json.loads((context.folder / CUT_PROMPTS_FILE).read_text())
         summary = [f"{n} of {len(prompts)} prompts are longer than the {name} reads" for name, n in cut.items() if n]
+        kept = sum(not row.expanded for row in expansions)
+        summary += [f"{kept} of {len(prompts)} prompts were not written out: {EXPANSIONS_FILE}"] if kept else []
         return {"prompts": len(prompts), "images": len(rows), **({"summary": summary} if summary else {})}
 
     def _generate(self, sampler: Sampler, batch: list[GeneratedImage], folder: Path) -> None:
-        images = sampler.generate([row.prompt for row in batch], [row.seed for row in batch])
+        images = sampler.generate([row.painted for row in batch], [row.seed for row in batch])
         for row, image in zip(batch, images, strict=True):
             buffer = io.BytesIO()
             image.save(buffer, "PNG")
             write_bytes(folder / row.image, buffer.getvalue())
+
+    def _expansions(self, context: StageContext, prompts: list[Prompt]) -> list[ExpandedPrompt]:
+        """One for each prompt, or none where prompts are painted as they are."""
+        if self.expand is not None:
+            return expand_prompts(self.expand, prompts, context.folder, context.seed)
+        if self.expansions_from is not None:
+            return expansions_of(context.input("expansions_from"), prompts)
+        return []
 
     def _sampler(self, context: StageContext, prompts: list[str]) -> Sampler:
         """Load the model, and write down which prompts it cuts: a run that finds all images there loads none."""
