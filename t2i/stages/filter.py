@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
+from t2i.data.quality.concreteness import ConcretenessRule
 from t2i.data.quality.texts import TextCheck
 from t2i.data.sources import RECORDS_FILE, image_name, save_records
 from t2i.records import CaptionedImage, write_parts
@@ -49,6 +50,8 @@ class Filter(Stage):
     """Of images with the same bytes, keep the first."""
     text_checks: tuple[TextCheck, ...] = ()
     """What no required caption may be: `refusal`, `boilerplate`, `loop`, `truncated`, `private`, `file_name`."""
+    concreteness: ConcretenessRule | None = None
+    """How concrete the words of every required caption must be, by a list of ratings."""
     min_objects: int | None = Field(default=None, gt=0)
     """Objects that one caption of the first required kind names, at least: many objects teach where things are."""
     near_texts: float | None = Field(default=None, gt=0, lt=1)
@@ -76,7 +79,8 @@ class Filter(Stage):
 
     @model_validator(mode="after")
     def _text_rules_have_captions(self) -> Filter:
-        names = ("min_words", "max_words", "drop_matching", "text_checks", "min_objects", "near_texts")
+        counts = ("min_words", "max_words", "min_objects")
+        names = (*counts, "drop_matching", "text_checks", "concreteness", "near_texts")
         given = [name for name in names if getattr(self, name) not in (None, ())]
         if given and not self.require:
             raise ValueError(f"{', '.join(given)}: say in `require` which kinds of captions this is about")
@@ -151,6 +155,9 @@ class Filter(Stage):
         yield self._plain
         if self.text_checks:
             yield lambda rows: text_problems(rows, self.require, self.text_checks)
+        if self.concreteness is not None:
+            rule = self.concreteness
+            yield lambda rows: rule.dropped(rows, self.require)
         if self.min_objects is not None:
             least = self.min_objects
             yield lambda rows: few_objects(rows, self.require[0], least)
@@ -165,8 +172,8 @@ class Filter(Stage):
             yield lambda rows: blurred(rows, limit)
         if self.embeddings is not None:
             yield from self.embeddings.checks(context.seed, lambda row: image_name(context.folder, row.image))
-        for number, rule in enumerate(self.scores):
-            yield rule.check(context.folder / SCORES_FOLDER / f"{number:02d}", scores[rule.label].__setitem__)
+        for number, score in enumerate(self.scores):
+            yield score.check(context.folder / SCORES_FOLDER / f"{number:02d}", scores[score.label].__setitem__)
 
     def _plain(self, rows: Sequence[CaptionedImage]) -> Dropped:
         """Sizes, captions, and images with the same bytes as an earlier one that is kept."""
