@@ -391,6 +391,40 @@ def test_quickstart_ends_in_a_comparison_and_a_report(tmp_path: Path) -> None:
     assert [row["mean_b"] for row in scores] == [row["mean_b"] for row in comparison["overall"]]
 
 
+SMALL_RUN = {"loop.steps": 2, "loop.batch_size": 4, "loop.checkpoint_every": 2, "trained.rank": 2}
+SMALL_IMAGES = {"prompts.count": 3, "sampling.steps": 1, "batch_size": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "arms", "comparisons"),
+    [
+        ("quality_tuning", {"caption": 60}, ["base", "tuned"], ["compare"]),
+        ("spatial_few_shot", {"described": 90}, ["base", "tuned"], ["compare"]),
+        (
+            "recap_ablation",
+            {"collected": 40},
+            ["base_short", "base_long", "short", "long"],
+            ["long_gain/alt", "long_gain/dense_cep", "short_gain/mix", "short_gain/random_length"],
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_recipe_about_data_ends_in_comparisons_and_a_report(
+    tmp_path: Path, name: str, counts: dict[str, int], arms: list[str], comparisons: list[str]
+) -> None:
+    path = REPOSITORY / f"recipes/{name}.yaml"
+    require_resources(path)
+    overrides = {f"{stage}.data.count": count for stage, count in counts.items()}
+    overrides |= {f"train.{field}": value for field, value in SMALL_RUN.items()}
+    overrides |= {f"{arm}_images.{field}": value for arm in arms for field, value in SMALL_IMAGES.items()}
+    overrides |= {f"{comparison.partition('/')[0]}.resamples": 500 for comparison in comparisons}
+    stages = run_small(path, tmp_path, *(f"{field}={value}" for field, value in overrides.items()))
+    for comparison in comparisons:
+        rows = json.loads((stages[comparison].folder / "comparison.json").read_text())["overall"]
+        assert [(row["label"], row["prompts"]) for row in rows][:2] == [("judge", 3), ("second reader", 3)]
+    assert (stages["report"].folder / "report.html").stat().st_size > 1000
+
+
 def test_reward_model_ends_in_a_scorer_and_its_figures(tmp_path: Path) -> None:
     path = REPOSITORY / "recipes/reward_model.yaml"
     require_resources(path)
