@@ -417,7 +417,7 @@ def test_recipe_about_data_ends_in_comparisons_and_a_report(
     overrides = {f"{stage}.data.count": count for stage, count in counts.items()}
     overrides |= {f"train.{field}": value for field, value in SMALL_RUN.items()}
     overrides |= {f"{arm}_images.{field}": value for arm in arms for field, value in SMALL_IMAGES.items()}
-    overrides |= {f"{comparison.partition('/')[0]}.resamples": 500 for comparison in comparisons}
+    overrides |= {f"{comparison.partition('/')[0]}.resamples": 1000 for comparison in comparisons}
     stages = run_small(path, tmp_path, *(f"{field}={value}" for field, value in overrides.items()))
     for comparison in comparisons:
         rows = json.loads((stages[comparison].folder / "comparison.json").read_text())["overall"]
