@@ -96,7 +96,7 @@ class _Panels:
             return Cell(arm, None)
         scores = tuple((label, row.scores.get(label)) for label in self.labels)
         path = self.folders[arm] / row.image
-        return Cell(arm, path if path.is_file() else None, scores)
+        return Cell(arm, path if path.is_file() else None, scores, row.expanded)
 
     def last_score(self, panel: PromptPanel) -> float:
         """Sort key: the last arm's score by the first scorer, worst first; images without one come last."""

@@ -52,6 +52,7 @@ class PanelCell:
     arm: str
     picture: Picture | None
     scores: tuple[tuple[str, str], ...]
+    painted: str
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,7 @@ def _panel_views(panels: Sequence[PromptPanel], decimals: dict[str, int]) -> lis
                     cell.arm,
                     None if cell.image is None else _picture(cell.image),
                     tuple((scorer, number(value, decimals[scorer])) for scorer, value in cell.scores),
+                    cell.painted,
                 )
                 for cell in panel.cells
             ),

@@ -121,6 +121,8 @@ class Cell:
     arm: str
     image: Path | None
     scores: tuple[tuple[str, float | None], ...] = ()
+    painted: str = ""
+    """What the prompt was written out to, if it was not painted as it is."""
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,14 @@ def test_a_missing_score_and_a_missing_image_say_so(report: Report, panel: Promp
     assert '<dd class="none">n/a</dd>' in source
 
 
+def test_a_prompt_that_was_written_out_is_shown_below_its_image(report: Report, panel: PromptPanel) -> None:
+    assert "painted as" not in render(report)
+    painted = replace(panel.cells[1], painted="a <small> red circle")
+    page = render(replace(report, panels=(replace(panel, cells=(panel.cells[0], painted)),)))
+    assert page.count("painted as") == 1
+    assert "a &lt;small&gt; red circle" in page
+
+
 def test_a_missing_image_file_is_an_error_that_names_it(report: Report, panel: PromptPanel, tmp_path: Path) -> None:
     (tmp_path / "tuned.png").unlink()
     with pytest.raises(DataError, match=r"tuned\.png: image not found"):
