@@ -163,7 +163,7 @@ class GeneratedImage:
 
     @property
     def painted(self) -> str:
-        """What the model was given."""
+        """What the model was given, or those of its text encoders that `expand_for` names."""
         return self.expanded or self.prompt
 
     @property

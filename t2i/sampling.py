@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from t2i.config import FrozenModel
+from t2i.encoder_texts import EncoderPrompt, texts_for
 from t2i.errors import ConfigError, ModelError, RunError
 from t2i.randomness import deterministic_kernels, sampling_generator
 
@@ -23,6 +24,10 @@ SCHEDULERS: dict[str, str] = {
     "dpmsolver++": "DPMSolverMultistepScheduler",
     "euler": "EulerDiscreteScheduler",
 }
+
+
+PROMPT_ARGUMENTS = ("prompt", "prompt_2", "prompt_3")
+"""What pipelines call the texts for their encoders, in the order of the encoders."""
 
 
 class SamplingSettings(FrozenModel):
@@ -51,10 +56,12 @@ class Sampler:
     pipeline: Any
     """A diffusers pipeline; their base class declares no call."""
     settings: SamplingSettings
-    count_truncated: Callable[[Sequence[str]], Mapping[str, int]]
+    count_truncated: Callable[[Sequence[EncoderPrompt]], Mapping[str, int]]
     """How many of some prompts each text encoder reads only the beginning of."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Arguments of the pipeline's call by which it treats prompts as training does; see `ModelFamily`."""
+    encoders: tuple[str, ...] = ()
+    """What recipes call its text encoders, in their order."""
 
     @classmethod
     def load(
@@ -77,9 +84,9 @@ class Sampler:
                 lora.set_strength(pipeline, settings.lora_scale)
         if torch.cuda.is_available():
             pipeline.to("cuda")
-        return cls(pipeline, settings, family.count_truncated, family.sampling_options)
+        return cls(pipeline, settings, family.count_truncated, family.sampling_options, family.facts.encoder_names)
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+    def generate(self, prompts: Sequence[EncoderPrompt], seeds: Sequence[int]) -> list[Image.Image]:
         """One image per prompt and seed, in one batch. The same batch on the same machine gives the same bits.
 
         Raises RunError if an image is not finite (a VAE that overflows in half precision paints black).
@@ -93,7 +100,7 @@ class Sampler:
             options["negative_prompt"] = [settings.negative_prompt] * len(prompts)
         with deterministic_kernels():
             arrays = self.pipeline(
-                prompt=list(prompts),
+                **self._texts(prompts),
                 generator=[sampling_generator(seed) for seed in seeds],
                 num_inference_steps=settings.steps,
                 guidance_scale=settings.guidance_scale,
@@ -106,6 +113,13 @@ class Sampler:
         if bad:
             raise RunError(f"images of seeds {bad} hold values that are not finite; use fp32 or bf16 for this model.")
         return self.pipeline.image_processor.numpy_to_pil(arrays)
+
+    def _texts(self, prompts: Sequence[EncoderPrompt]) -> dict[str, list[str]]:
+        """Arguments of the pipeline's call: without others every encoder reads `prompt`."""
+        plain = [prompt for prompt in prompts if isinstance(prompt, str)]
+        if len(plain) == len(prompts):
+            return {"prompt": plain}
+        return {name: texts_for(prompts, one) for name, one in zip(PROMPT_ARGUMENTS, self.encoders, strict=False)}
 
 
 def _check_settings(settings: SamplingSettings, family: ModelFamily) -> None:

@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue, model_validator
 from t2i.captioners.upsample import AnyUpsampler
 from t2i.config import LocalPath, ModelPath
 from t2i.data.prompts import PromptSource
+from t2i.encoder_texts import EncoderPrompt, EncoderTexts, names_of
 from t2i.records import ExpandedPrompt, GeneratedImage, Prompt, write_bytes, write_jsonl, write_text
 from t2i.sampling import SamplingSettings
 from t2i.stages.base import InspectContext, Stage, StageContext
@@ -53,6 +54,9 @@ class Generate(Stage):
     """What to generate."""
     expand: AnyUpsampler | None = None
     """What writes the prompts out before they are painted. They are scored as they were."""
+    expand_for: tuple[str, ...] = ()
+    """Text encoders that read the written-out prompts (`t5`, `clip`, `clip_g`); the others read them as they were.
+    None named: all."""
     expansions_from: str | None = None
     """A generate stage with the same prompts and `expand`: paint what it painted, as the other arm of a comparison."""
     images_per_prompt: int = Field(default=1, ge=1)
@@ -68,6 +72,8 @@ class Generate(Stage):
             raise ValueError("give `weights_from` (a stage) or `adapter` (a LoRA file), not both")
         if self.expand is not None and self.expansions_from is not None:
             raise ValueError("give `expand` (what writes prompts out) or `expansions_from` (a stage), not both")
+        if self.expand_for and self.expand is None and self.expansions_from is None:
+            raise ValueError("expand_for: nothing writes the prompts out; set `expand` or `expansions_from`")
         return self
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
@@ -100,7 +106,7 @@ class Generate(Stage):
                 batch = rows[start : start + self.batch_size]
                 # An unfinished batch is redone whole: a part of it would be another batch, and other bits.
                 if not all((context.folder / row.image).exists() for row in batch):
-                    sampler = sampler or self._sampler(context, [row.painted for row in rows if row.sample == 0])
+                    sampler = sampler or self._sampler(context, [self._text(row) for row in rows if row.sample == 0])
                     self._generate(sampler, batch, context.folder)
                 advance(min(start + self.batch_size, len(rows)))
         write_text(context.folder / SAMPLING_FILE, json.dumps(self._record(context), indent=2, sort_keys=True) + "\n")
@@ -112,7 +118,7 @@ class Generate(Stage):
         return {"prompts": len(prompts), "images": len(rows), **({"summary": summary} if summary else {})}
 
     def _generate(self, sampler: Sampler, batch: list[GeneratedImage], folder: Path) -> None:
-        images = sampler.generate([row.painted for row in batch], [row.seed for row in batch])
+        images = sampler.generate([self._text(row) for row in batch], [row.seed for row in batch])
         for row, image in zip(batch, images, strict=True):
             buffer = io.BytesIO()
             image.save(buffer, "PNG")
@@ -126,14 +132,32 @@ class Generate(Stage):
             return expansions_of(context.input("expansions_from"), prompts)
         return []
 
-    def _sampler(self, context: StageContext, prompts: list[str]) -> Sampler:
+    def _text(self, row: GeneratedImage) -> EncoderPrompt:
+        """What the text encoders are given."""
+        if not self.expand_for or not row.expanded:
+            return row.painted
+        return EncoderTexts(row.prompt, tuple((encoder, row.expanded) for encoder in self.expand_for))
+
+    def _sampler(self, context: StageContext, prompts: list[EncoderPrompt]) -> Sampler:
         """Load the model, and write down which prompts it cuts: a run that finds all images there loads none."""
         from t2i.sampling import Sampler
 
         model, adapter = self._weights(context)
         sampler = Sampler.load(model, self.sampling, revision=self.revision, adapter=adapter)
+        self._check_encoders(model, sampler.encoders)
         write_text(context.folder / CUT_PROMPTS_FILE, json.dumps(sampler.count_truncated(prompts)) + "\n")
         return sampler
+
+    def _check_encoders(self, model: str, encoders: tuple[str, ...]) -> None:
+        from t2i.errors import ConfigError
+
+        known = [name for encoder in encoders for name in names_of(encoder)]
+        unknown = [name for name in self.expand_for if name not in known]
+        if unknown or (self.expand_for and len(encoders) < 2):
+            raise ConfigError(
+                f"stage {self.label}: expand_for: found {', '.join(self.expand_for)}; the text encoders of {model} are "
+                f"{', '.join(encoders)}{'' if len(encoders) > 1 else ', so leave it out'}."
+            )
 
     def _weights(self, context: StageContext) -> tuple[str, Path | None]:
         """(model, LoRA file) that this stage samples from."""
@@ -163,4 +187,5 @@ class Generate(Stage):
             "batch_size": self.batch_size,
             "sampling": self.sampling.model_dump(mode="json"),
             "seed": context.seed,
+            **({"expand_for": list(self.expand_for)} if self.expand_for else {}),
         }

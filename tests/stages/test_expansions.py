@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
+import tiny_flow
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
 from pydantic import ValidationError
 
 from t2i import commands
 from t2i.captioners.chat import EndpointModel
 from t2i.errors import ConfigError, DataError
+from t2i.families import load_family
 from t2i.records import ExpandedPrompt, GeneratedImage, ScoredImage, read_jsonl, write_jsonl
 from t2i.stages.compare import Compare
 from t2i.stages.generate import Generate
@@ -63,6 +70,49 @@ def test_what_is_painted_is_the_written_out_prompt_and_the_original_stays(tmp_pa
     assert [(row.prompt, row.expanded, row.source) for row in kept] == [
         (prompt, text, "shapes-rules") for prompt, text in zip(PROMPTS["prompts"], texts, strict=True)
     ]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "encoders", "arguments"),
+    [
+        (tiny.sdxl, ["clip_g"], {"prompt": False, "prompt_2": True}),
+        (tiny_flow.sd3, ["t5"], {"prompt": False, "prompt_2": False, "prompt_3": True}),
+        (tiny_flow.sd3, ["clip"], {"prompt": True, "prompt_2": True, "prompt_3": False}),
+        (tiny_flow.flux, ["t5"], {"prompt": False, "prompt_2": True}),
+    ],
+    ids=["sdxl", "sd3, t5", "sd3, both clips", "flux"],
+)
+def test_some_encoders_read_the_written_out_prompt_and_the_others_the_original(
+    tmp_path: Path, checkpoint: Callable[[], Path], encoders: list[str], arguments: dict[str, bool]
+) -> None:
+    model = str(checkpoint())
+    fields = {"model": model, "expand": SHAPES, "sampling": {"steps": 2, "guidance_scale": 3}}
+    run(tmp_path / "some", **fields, expand_for=encoders)
+    found = rows(tmp_path / "some")
+    pipeline: Any = DiffusionPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    painted = pipeline(
+        **{name: [row.expanded if out else row.prompt for row in found] for name, out in arguments.items()},
+        generator=[torch.Generator("cpu").manual_seed(row.seed) for row in found],
+        num_inference_steps=2,
+        guidance_scale=3,
+        **load_family(model).sampling_options,
+    ).images
+    assert [np.asarray(image).tolist() for image in painted] == [
+        np.asarray(Image.open(tmp_path / "some" / row.image)).tolist() for row in found
+    ]
+    assert json.loads((tmp_path / "some/sampling.json").read_text())["expand_for"] == encoders
+    run(tmp_path / "all", **fields)
+    assert images(tmp_path / "some") != images(tmp_path / "all")
+
+
+def test_encoders_that_the_model_lacks_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expand_for: found t5; .* are clip_l, clip_g\."):
+        run(tmp_path / "a", model=str(tiny.sdxl()), expand=SHAPES, expand_for=["t5"])
+    with pytest.raises(ConfigError, match="are clip, so leave it out"):
+        run(tmp_path / "b", expand=SHAPES, expand_for=["clip"])
+    with pytest.raises(ValidationError, match="nothing writes the prompts out"):
+        tiny.from_recipe(Generate, {"prompts": PROMPTS, "expand_for": ["clip"]})
 
 
 def test_scores_go_by_the_original_prompt(tmp_path: Path) -> None:
