@@ -32,7 +32,8 @@ def expand_prompts(
     path = folder / EXPANSIONS_FILE
     if not path.is_file():
         write_jsonl(path, _expanded(upsampler, prompts, folder / SHARDS_FOLDER, seed))
-        shutil.rmtree(folder / SHARDS_FOLDER)
+    # Also what a kill between the two left behind: a finished stage has the same files however often it was killed.
+    shutil.rmtree(folder / SHARDS_FOLDER, ignore_errors=True)
     return list(read_jsonl(path, ExpandedPrompt))
 
 

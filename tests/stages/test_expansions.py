@@ -167,11 +167,13 @@ def test_refused_prompt_is_painted_as_it_is_where_that_is_asked_for(tmp_path: Pa
 def test_killed_run_asks_only_for_what_has_no_answer(tmp_path: Path) -> None:
     run(tmp_path / "whole", expand=SHAPES)
     # As after a kill between the answers and the first image: another answer would show.
-    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut/expanding").mkdir(parents=True)
     known = [ExpandedPrompt(f"{n:04d}", text, f"known {n}", "test") for n, text in enumerate(PROMPTS["prompts"])]
     write_jsonl(tmp_path / "cut/expansions.jsonl", known)
     run(tmp_path / "cut", expand=SHAPES)
     assert [row.painted for row in rows(tmp_path / "cut")] == ["known 0", "known 1"]
+    names = [sorted(path.name for path in (tmp_path / run).iterdir()) for run in ("whole", "cut")]
+    assert names[0] == names[1]
 
 
 def arm(folder: Path, expanded: str) -> Path:
