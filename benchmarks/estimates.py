@@ -27,6 +27,7 @@ from t2i.training.estimate import Estimate, estimate_run
 from t2i.training.inspection import Inspection, measure_step
 from t2i.training.measured import Measured
 from t2i.training.outline import outline_of
+from t2i.training.placement import held_dtypes, release
 from t2i.training.tasks import TaskSettings
 
 RECIPES = {"sd15_lora": "sd1", "sdxl_lora": "sdxl", "pixart_lora": "pixart", "sd35_lora": "sd3", "flux_lora": "flux"}
@@ -53,6 +54,8 @@ def estimated(recipe: str) -> Estimate:
     stage = train_stage(recipe)
     inspection, settings = inspection_of(stage)
     family = build_family(RECIPES[recipe], torch.device("meta"), dtype=torch.float32)
+    for name, dtype in held_dtypes(family.facts, settings.trained, settings.speed).items():
+        torch.nn.Module.to(getattr(family.pipeline, name), dtype)
     for name in family.facts.text_encoders:
         ignore_mask(getattr(family.pipeline, name))
     outline = outline_of(family, settings, inspection.objective)
@@ -68,6 +71,8 @@ def measured(recipe: str) -> Measured:
     dtype = torch.bfloat16 if getattr(stage.trained, "base_bits", None) == 16 else torch.float32
     family = build_family(RECIPES[recipe], torch.device("cuda"), dtype=dtype)
     lora.freeze(family)
+    # As a loaded model is, so that encoders and denoiser come to the GPU in turn.
+    release(family, family.pipeline.components)
     return measure_step(inspection, family, square_plan(1, settings.resolution or family.default_size))
 
 
@@ -76,12 +81,20 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", default=list(RECIPES))
     chosen = parser.parse_args().recipes
     print(describe())
-    print("| recipe | trained | weights | trained state | activations | memory | measured | TFLOP a step | s a step |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    heads = ("trained", "encoding", "weights", "trained state", "activations", "memory", "measured", "TFLOP a step")
+    print(f"| recipe | {' | '.join(heads)} | s a step |")
+    print("|---" + "|---:" * (len(heads) + 1) + "|")
     for recipe in chosen:
         said = estimated(recipe)
         found = measured(recipe) if torch.cuda.is_available() else Measured(None, None)
-        sizes = (said.weight_bytes, said.training_bytes, said.activation_bytes, said.memory_bytes, found.memory_bytes)
+        sizes = (
+            said.encoding_bytes,
+            said.weight_bytes,
+            said.training_bytes,
+            said.activation_bytes,
+            said.memory_bytes,
+            found.memory_bytes,
+        )
         seconds = "n/a" if found.seconds_per_step is None else f"{found.seconds_per_step:.3g}"
         cells = [recipe, f"{said.trained_parameters / 1e6:.2f} M", *map(byte_size, sizes)]
         print(f"| {' | '.join(cells)} | {said.flops_per_step / 1e12:.4g} | {seconds} |", flush=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from t2i.config import FrozenModel
+from t2i.config import FrozenModel, speed_only
 from t2i.encoder_texts import EncoderPrompt, texts_for
 from t2i.errors import ConfigError, ModelError, RunError
 from t2i.randomness import deterministic_kernels, sampling_generator
@@ -47,6 +47,11 @@ class SamplingSettings(FrozenModel):
     """Pixels, a multiple of 8; the model's own size if absent."""
     lora_scale: float = Field(default=1.0, ge=0)
     """Strength of the adapter."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the whole pipeline's weights and arithmetic. bf16 is twice as small and on a GPU several times as fast."""
+    offload: Literal["none", "model", "layers"] = speed_only("none")
+    """What waits in host memory until it is called, where there is a GPU: nothing; each of text encoders, denoiser and
+    autoencoder; or, slowest and smallest, each layer. The images stay the same."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,8 @@ class Sampler:
         from t2i import lora
         from t2i.families import load_family
 
-        family = load_family(model, revision=revision)
+        dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+        family = load_family(model, revision=revision, dtype=dtype)
         _check_settings(settings, family)
         pipeline: Any = family.pipeline
         if settings.scheduler != "checkpoint":
@@ -83,7 +89,7 @@ class Sampler:
             if settings.lora_scale != 1.0:
                 lora.set_strength(pipeline, settings.lora_scale)
         if torch.cuda.is_available():
-            pipeline.to("cuda")
+            _place(pipeline, settings.offload)
         return cls(pipeline, settings, family.count_truncated, family.sampling_options, family.facts.encoder_names)
 
     def generate(self, prompts: Sequence[EncoderPrompt], seeds: Sequence[int]) -> list[Image.Image]:
@@ -120,6 +126,16 @@ class Sampler:
         if len(plain) == len(prompts):
             return {"prompt": plain}
         return {name: texts_for(prompts, one) for name, one in zip(PROMPT_ARGUMENTS, self.encoders, strict=False)}
+
+
+def _place(pipeline: Any, offload: str) -> None:
+    """Move the pipeline to the GPU, or have accelerate's hooks do so with each part when it is called."""
+    if offload == "model":
+        pipeline.enable_model_cpu_offload()
+    elif offload == "layers":
+        pipeline.enable_sequential_cpu_offload()
+    else:
+        pipeline.to("cuda")
 
 
 def _check_settings(settings: SamplingSettings, family: ModelFamily) -> None:

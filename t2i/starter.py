@@ -53,7 +53,7 @@ stages:
       rank: 16
       # The model itself is held in bf16, half the memory.
       base_bits: 16
-    optimizer:
+{speed}    optimizer:
       # 1e-4 is usual for a LoRA; lower it if the pictures come out harsh.
       learning_rate: 1e-4
       warmup_steps: 20
@@ -93,14 +93,25 @@ class FamilyAdvice:
     guidance_scale: float
     """The default of the family's diffusers pipeline."""
     layouts: tuple[str, ...]
+    held: str = "precision: bf16"
+    """How the model is held while it paints."""
+    speed: str = ""
+    """What makes it fit while it is trained, beyond what all do."""
 
+
+_T5 = "text_encoders: bf16"
 
 ADVICE = {
     "sd1": FamilyAdvice(7.5, ("diffusers", "kohya")),
     "sdxl": FamilyAdvice(5.0, ("diffusers", "kohya")),
-    "pixart": FamilyAdvice(4.5, ("peft",)),
-    "sd3": FamilyAdvice(7.0, ("diffusers", "kohya")),
-    "flux": FamilyAdvice(3.5, ("diffusers", "kohya")),
+    "pixart": FamilyAdvice(4.5, ("peft",), speed=_T5),
+    "sd3": FamilyAdvice(7.0, ("diffusers", "kohya"), speed=_T5),
+    "flux": FamilyAdvice(
+        3.5,
+        ("diffusers", "kohya"),
+        held="precision: bf16, offload: model",
+        speed=f"{_T5}, gradient_checkpointing: true",
+    ),
 }
 """By name of the family."""
 
@@ -163,12 +174,14 @@ def _recognise(model: str) -> _Recognised | None:
 def _family_lines(recognised: _Recognised | None) -> dict[str, str]:
     """Lines of the recipe that depend on what the model is, each with its own line end."""
     if recognised is None:
-        return {"min_side": "", "resolution": "", "sampling": "", "sampling_again": "", "layouts": "[diffusers]"}
+        blank = dict.fromkeys(("min_side", "resolution", "speed", "sampling", "sampling_again"), "")
+        return {**blank, "layouts": "[diffusers]"}
     advice, size = ADVICE[recognised.family], recognised.size_px
     return {
         "min_side": f"    # Nothing is ever enlarged.\n    min_side: {size}\n",
         "resolution": f"    # Side of the squares in pixels; lower takes less memory.\n    resolution: {size}\n",
-        "sampling": f"    sampling: &sampling {{guidance_scale: {advice.guidance_scale:g}}}\n",
+        "sampling": f"    sampling: &sampling {{guidance_scale: {advice.guidance_scale:g}, {advice.held}}}\n",
+        "speed": f"    speed: {{{advice.speed}}}\n" if advice.speed else "",
         "sampling_again": "    sampling: *sampling\n",
         "layouts": f"[{', '.join(advice.layouts)}]",
     }

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from t2i.errors import ConfigError, ModelError, RunError
-from t2i.sampling import SCHEDULERS, Sampler, SamplingSettings
+from t2i.sampling import SCHEDULERS, Sampler, SamplingSettings, _place
 
 PROMPTS = ("a cat", "a photo of the moon", "a red cup")
 SEEDS = (5, 2**31 - 1, 5)
@@ -37,10 +37,15 @@ def painted(fields: SamplingSettings, adapter: Path | None = None) -> list[Image
 
 
 def plain(
-    adapter: Path | None = None, *, scheduler: str | None = None, scale: float | None = None, **options: Any
+    adapter: Path | None = None,
+    *,
+    scheduler: str | None = None,
+    scale: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> Any:
     """What a user of diffusers would write, from the recorded settings."""
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny.sd1(), safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny.sd1(), safety_checker=None, dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     if scheduler is not None:
         pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
@@ -64,6 +69,22 @@ def test_adapter_paints_the_pixels_of_plain_diffusers(adapter: Path) -> None:
     tuned = painted(settings(), adapter)
     assert same(tuned, plain(adapter))
     assert not same(tuned, plain())
+
+
+def test_bf16_paints_the_pixels_of_plain_diffusers_in_bf16(adapter: Path) -> None:
+    half = painted(settings(precision="bf16"), adapter)
+    assert same(half, plain(adapter, dtype=torch.bfloat16))
+    assert not same(half, painted(settings(), adapter))
+
+
+def test_offload_asks_diffusers_for_its_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    pipeline = Sampler.load(str(tiny.sd1()), settings()).pipeline
+    for name in ("enable_model_cpu_offload", "enable_sequential_cpu_offload", "to"):
+        monkeypatch.setattr(type(pipeline), name, lambda *given, name=name: asked.append(name))
+    for way in ("model", "layers", "none"):
+        _place(pipeline, way)
+    assert asked == ["enable_model_cpu_offload", "enable_sequential_cpu_offload", "to"]
 
 
 def test_guidance_negative_prompt_and_size_arrive(adapter: Path) -> None:

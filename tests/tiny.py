@@ -236,10 +236,15 @@ def captions(captioner: Captioner, records: Sequence[CaptionedImage]) -> list[An
 
 
 def diffusion_task(
-    folder: Path, *, trained: LoraSettings | FullSettings | None = None, prediction_type: str = "epsilon"
+    folder: Path,
+    *,
+    trained: LoraSettings | FullSettings | None = None,
+    prediction_type: str = "epsilon",
+    cache_text: bool = False,
 ) -> Task:
     """A fresh copy of the checkpoint, ready to be trained on the photographs; latents go into `folder`."""
     from t2i.data.captions import CaptionMix
+    from t2i.data.settings import CacheSettings
     from t2i.data.sources import load_records
     from t2i.objectives import Denoising
     from t2i.training.settings import LoraSettings
@@ -250,7 +255,8 @@ def diffusion_task(
         model=str(sd1(prediction_type)),
         revision=None,
         random_seed=None,
-        trained=trained or LoraSettings(rank=4, text_encoder=True),
+        trained=trained or LoraSettings(rank=4, text_encoder=not cache_text),
+        cache=CacheSettings(text=cache_text),
         mix=CaptionMix({"caption": 1.0}, dropout=0.1),
         resolution=SIZE_PX,
         posterior="sample",

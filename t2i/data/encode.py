@@ -173,7 +173,7 @@ def _encode(
     family: ModelFamily, framing: Framing, rows: Sequence[tuple[int, int]], batch_size: int
 ) -> dict[str, Tensor]:
     parts: dict[str, list[Tensor]] = {"mean": [], "std": [], "mask": []}
-    device = next(family.denoiser.parameters()).device
+    device = next(family.pipeline.vae.parameters()).device
     images = _Images()
     for start in range(0, len(rows), batch_size):
         records = [(framing.records[record], record, view) for record, view in rows[start : start + batch_size]]

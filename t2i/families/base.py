@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import torch
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from t2i.encoder_texts import EncoderPrompt
     from t2i.noise import NoiseProcess
+
+Dtypes: TypeAlias = "torch.dtype | Mapping[str, torch.dtype]"
+"""Of all weights; or of some components, by the pipeline's names for them, and float32 of the others."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class ModelFamily(Protocol):
     noise: NoiseProcess
 
     @classmethod
-    def load(cls, folder: str, *, dtype: torch.dtype, random_seed: int | None = None) -> ModelFamily:
+    def load(cls, folder: str, *, dtype: Dtypes, random_seed: int | None = None) -> ModelFamily:
         """Load a checkpoint; with `random_seed`, build it from its configs alone with fresh keyed weights."""
         ...
 

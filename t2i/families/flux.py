@@ -31,7 +31,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from t2i.encoder_texts import EncoderPrompt, texts_for
 from t2i.families import latents as autoencoder
-from t2i.families.base import Conditioning, FamilyFacts, NativeLayer, Posterior
+from t2i.families.base import Conditioning, Dtypes, FamilyFacts, NativeLayer, Posterior
 from t2i.families.clip import clip_tokens, count_longer
 from t2i.families.loading import load_pipeline
 from t2i.families.tokens import moved, padded_tokens
@@ -109,7 +109,7 @@ class Flux:
         """The guidance scale that `predict` tells a transformer with a guidance embedding."""
 
     @classmethod
-    def load(cls, folder: str, *, dtype: torch.dtype, random_seed: int | None = None) -> Flux:
+    def load(cls, folder: str, *, dtype: Dtypes, random_seed: int | None = None) -> Flux:
         return cls(load_pipeline(folder, cls.facts, dtype=dtype, random_seed=random_seed))
 
     @property

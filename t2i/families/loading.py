@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2i.errors import ModelError
 from t2i.families import single_file
-from t2i.families.base import FamilyFacts, ModelFamily
+from t2i.families.base import Dtypes, FamilyFacts, ModelFamily
 from t2i.families.location import locate_checkpoint, public_model_name, read_model_index
 from t2i.families.recognise import (
     FAMILIES,
@@ -45,7 +46,7 @@ def load_family(
     *,
     expected: str | None = None,
     revision: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: Dtypes | None = None,
     random_seed: int | None = None,
 ) -> ModelFamily:
     """Load a model of whatever family it is, recognised from its files and never from its name.
@@ -79,7 +80,7 @@ def facts_of(pipeline: object) -> FamilyFacts:
     return getattr(importlib.import_module(module), family).facts
 
 
-def load_pipeline(folder: str, facts: FamilyFacts, *, dtype: torch.dtype, random_seed: int | None) -> Any:
+def load_pipeline(folder: str, facts: FamilyFacts, *, dtype: Dtypes, random_seed: int | None) -> Any:
     """The diffusers pipeline of a folder or single file, all components in evaluation mode.
 
     Components that the facts call unused are left out, and optional ones where the checkpoint has none. Raises
@@ -102,15 +103,33 @@ def load_pipeline(folder: str, facts: FamilyFacts, *, dtype: torch.dtype, random
         if random_seed is not None:
             given |= random_components(checkpoint, facts, random_seed, dtype)
         elif checkpoint.path != checkpoint.configs:
-            given |= {name: _from_folder(checkpoint, name, dtype) for name in checkpoint.beside}
-            return _quiet(single_file.load(pipeline_class, checkpoint.path, checkpoint.configs, dtype, given))
+            given |= {name: _from_folder(checkpoint, name, dtype_of(name, dtype)) for name in checkpoint.beside}
+            return _quiet(_from_file(pipeline_class, checkpoint, dtype, given))
         # Pickled weights can run code; diffusers would fall back to them where safetensors are missing.
-        return _quiet(pipeline_class.from_pretrained(checkpoint.configs, dtype=dtype, use_safetensors=True, **given))
+        named = {**dtype, "default": dtype_of("", dtype)} if isinstance(dtype, Mapping) else dtype
+        return _quiet(pipeline_class.from_pretrained(checkpoint.configs, dtype=named, use_safetensors=True, **given))
     except ModelError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{folder}: cannot be loaded as {checkpoint.pipeline_class} ({reason}).") from error
+
+
+def dtype_of(component: str, dtypes: Dtypes) -> torch.dtype:
+    """The dtype of a component's weights."""
+    import torch
+
+    return dtypes.get(component, torch.float32) if isinstance(dtypes, Mapping) else dtypes
+
+
+def _from_file(pipeline_class: Any, checkpoint: Checkpoint, dtypes: Dtypes, given: dict[str, Any]) -> Any:
+    """Diffusers gives all that it reads from a single file one dtype, so components of another are cast afterwards."""
+    from torch import nn
+
+    pipeline = single_file.load(pipeline_class, checkpoint.path, checkpoint.configs, dtype_of("", dtypes), given)
+    for name in dtypes if isinstance(dtypes, Mapping) else ():
+        nn.Module.to(pipeline.components[name], dtype_of(name, dtypes))
+    return pipeline
 
 
 def _quiet(pipeline: Any) -> Any:
@@ -169,7 +188,7 @@ def _needed_files(component: Component) -> list[tuple[str, ...]]:
     return [("config.json",)] if component.is_model else []
 
 
-def random_components(checkpoint: Checkpoint, facts: FamilyFacts, seed: int, dtype: torch.dtype) -> dict[str, Any]:
+def random_components(checkpoint: Checkpoint, facts: FamilyFacts, seed: int, dtype: Dtypes) -> dict[str, Any]:
     """Every used component that has weights, built from its config with keyed random ones, in evaluation mode."""
     from torch import nn
 
@@ -179,7 +198,7 @@ def random_components(checkpoint: Checkpoint, facts: FamilyFacts, seed: int, dty
         if name in used and used[name].is_model:
             with seeded_global(seed, "initialisation", number):
                 model = component_from_config(checkpoint, name)
-            models[name] = nn.Module.to(model, dtype).eval()
+            models[name] = nn.Module.to(model, dtype_of(name, dtype)).eval()
     return models
 
 

@@ -11,14 +11,21 @@ from typing import Any
 import torch
 
 from t2i.errors import ModelError
-from t2i.families.base import FamilyFacts, ModelFamily
-from t2i.families.loading import absent_components, check_files, component_from_config, family_class, used_components
+from t2i.families.base import Dtypes, FamilyFacts, ModelFamily
+from t2i.families.loading import (
+    absent_components,
+    check_files,
+    component_from_config,
+    dtype_of,
+    family_class,
+    used_components,
+)
 from t2i.families.recognise import Checkpoint, describe_checkpoint
 from t2i.resources import resolve_path
 
 
 def outline_family(
-    model: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32, weights: bool = True
+    model: str, *, revision: str | None = None, dtype: Dtypes = torch.float32, weights: bool = True
 ) -> ModelFamily:
     """A model of whatever family it is, as `load_family` would give it, without its weights.
 
@@ -32,7 +39,7 @@ def outline_family(
     return family(_outline_pipeline(checkpoint, family.facts, dtype))  # pyright: ignore[reportCallIssue]
 
 
-def _outline_pipeline(checkpoint: Checkpoint, facts: FamilyFacts, dtype: torch.dtype) -> Any:
+def _outline_pipeline(checkpoint: Checkpoint, facts: FamilyFacts, dtype: Dtypes) -> Any:
     import diffusers
 
     diffusers.utils.logging.disable_progress_bar()
@@ -43,7 +50,7 @@ def _outline_pipeline(checkpoint: Checkpoint, facts: FamilyFacts, dtype: torch.d
             if component.is_model:
                 with torch.device("meta"):
                     model = component_from_config(checkpoint, name)
-                given[name] = torch.nn.Module.to(model, dtype).eval()
+                given[name] = torch.nn.Module.to(model, dtype_of(name, dtype)).eval()
                 if component.library == "transformers":
                     ignore_mask(model)
         return pipeline_class.from_pretrained(checkpoint.configs, **given)

@@ -16,12 +16,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from t2i.encoder_texts import EncoderPrompt, texts_for
 from t2i.families import latents as autoencoder
-from t2i.families.base import Conditioning, FamilyFacts, Posterior
+from t2i.families.base import Conditioning, Dtypes, FamilyFacts, Posterior
 from t2i.families.clip import clip_tokens, count_longer
 from t2i.families.loading import load_pipeline
 from t2i.families.tokens import moved
@@ -57,7 +56,7 @@ class SD1:
         self.noise = DDPM.from_scheduler(pipeline.scheduler)
 
     @classmethod
-    def load(cls, folder: str, *, dtype: torch.dtype, random_seed: int | None = None) -> SD1:
+    def load(cls, folder: str, *, dtype: Dtypes, random_seed: int | None = None) -> SD1:
         return cls(load_pipeline(folder, cls.facts, dtype=dtype, random_seed=random_seed))
 
     @property

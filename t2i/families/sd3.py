@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from t2i.encoder_texts import EncoderPrompt, texts_for
 from t2i.families import latents as autoencoder
-from t2i.families.base import Conditioning, FamilyFacts, NativeLayer, Posterior
+from t2i.families.base import Conditioning, Dtypes, FamilyFacts, NativeLayer, Posterior
 from t2i.families.clip import count_longer
 from t2i.families.loading import load_pipeline
 from t2i.families.tokens import moved, padded_tokens
@@ -101,7 +101,7 @@ class SD3:
         self.noise = RectifiedFlow.from_scheduler(pipeline.scheduler, pipeline.transformer.config["patch_size"])
 
     @classmethod
-    def load(cls, folder: str, *, dtype: torch.dtype, random_seed: int | None = None) -> SD3:
+    def load(cls, folder: str, *, dtype: Dtypes, random_seed: int | None = None) -> SD3:
         return cls(load_pipeline(folder, cls.facts, dtype=dtype, random_seed=random_seed))
 
     @property

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from t2i.encoder_texts import EncoderPrompt, texts_for
 from t2i.errors import ModelError
 from t2i.families import latents as autoencoder
-from t2i.families.base import Conditioning, FamilyFacts, Posterior
+from t2i.families.base import Conditioning, Dtypes, FamilyFacts, Posterior
 from t2i.families.clip import clip_tokens, count_longer
 from t2i.families.loading import load_pipeline
 from t2i.families.tokens import moved
@@ -68,7 +68,7 @@ class SDXL:
         self.noise = DDPM.from_scheduler(pipeline.scheduler)
 
     @classmethod
-    def load(cls, folder: str, *, dtype: torch.dtype, random_seed: int | None = None) -> SDXL:
+    def load(cls, folder: str, *, dtype: Dtypes, random_seed: int | None = None) -> SDXL:
         return cls(load_pipeline(folder, cls.facts, dtype=dtype, random_seed=random_seed))
 
     @property

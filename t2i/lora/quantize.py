@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from t2i.training.extras import require_package
 
 
 def quantize_linears(module: nn.Module, bits: Literal[4, 8]) -> int:
-    """Replace every `nn.Linear` in a module by a quantized one on the same device. Returns how many there were.
+    """Replace every `nn.Linear` in a module by a quantized one, on the GPU if there is one; returns how many.
 
     4: the NormalFloat type of QLoRA (Dettmers et al. 2023, arXiv:2305.14314, section 3), one scale per 64 weights. 8:
     rows of integers, activations too (Dettmers et al. 2022, arXiv:2208.07339). Gradients flow through to the inputs;
@@ -30,8 +31,8 @@ def quantize_linears(module: nn.Module, bits: Literal[4, 8]) -> int:
 
 def _quantized(linear: nn.Linear, bits: Literal[4, 8]) -> nn.Module:
     quantized: Any = importlib.import_module("bitsandbytes").nn
-    device = linear.weight.device
-    # Weights are quantized on the way from the CPU to where they stay.
+    # Weights are quantized on the way from host memory to where they stay: a GPU never holds them whole.
+    device = "cuda" if torch.cuda.is_available() else linear.weight.device
     weight = linear.weight.detach().cpu()
     arguments: dict[str, Any] = {"bias": linear.bias is not None}
     if bits == 4:

@@ -185,7 +185,7 @@ class Generate(Stage):
             "weights": [folder.name for _, folder in context.inputs.get("weights_from", [])],
             "images_per_prompt": self.images_per_prompt,
             "batch_size": self.batch_size,
-            "sampling": self.sampling.model_dump(mode="json"),
+            "sampling": self.sampling.model_dump(mode="json", exclude={"offload"}),
             "seed": context.seed,
             **({"expand_for": list(self.expand_for)} if self.expand_for else {}),
         }

@@ -47,7 +47,9 @@ class FamilyDenoiser:
         return conditioning.with_sizes(batch.sizes)
 
     def __call__(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.family.predict(noisy, timesteps, conditioning)
+        # Encoders may be held in another precision than latents are.
+        floats = conditioning.map(lambda tensor: tensor.to(noisy.dtype) if tensor.is_floating_point() else tensor)
+        return self.family.predict(noisy, timesteps, floats)
 
     @contextmanager
     def reference(self) -> Iterator[None]:

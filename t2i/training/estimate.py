@@ -20,6 +20,7 @@ from t2i.data.buckets import BucketPlan, Size, square_plan
 from t2i.data.diffusion import Texts
 from t2i.data.examples import Dataset
 from t2i.data.views import Views
+from t2i.training.placement import encoder_names
 from t2i.training.settings import LoopSettings, LoraSettings, OptimizerSettings
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ class Estimate:
 
     frozen_parameters: int
     trained_parameters: int
-    loading_bytes: int
-    """While images and captions are encoded: the whole model in the precision it is loaded in."""
+    encoding_bytes: int
+    """Weights on the device while images and captions are encoded: autoencoder and text encoders, and a denoiser that
+    is quantized, which is made there."""
     weight_bytes: int
     """What is frozen and on the device while training: the denoiser, text encoders unless their outputs are cached."""
     training_bytes: int
@@ -77,6 +79,7 @@ def estimate_run(
     The outline is used up: its tensors take the dtype of the computation.
     """
     trained = outline.trained_parameters()
+    encoding = _encoding_bytes(outline, settings)
     state = 4 + OPTIMIZER_BYTES[optimizer.type] + (4 if loop.ema_decay is not None else 0)
     resident = _resident(outline, settings)
     frozen = [value for module in resident.values() for value in module.parameters() if not value.requires_grad]
@@ -92,7 +95,7 @@ def estimate_run(
     return Estimate(
         frozen_parameters=sum(value.numel() for value in frozen),
         trained_parameters=trained,
-        loading_bytes=_whole_model(outline),
+        encoding_bytes=encoding,
         weight_bytes=weights,
         training_bytes=trained * (4 + state),
         activation_bytes=step.activation_bytes + copies,
@@ -103,11 +106,15 @@ def estimate_run(
     )
 
 
-def _whole_model(outline: TrainingOutline) -> int:
-    """Bytes of all components in fp32, as they are loaded, without adapters."""
-    values = [value for module in outline.modules.values() for value in module.parameters()]
-    adapters = sum(value.numel() for value in values if value.requires_grad and outline.has_adapters)
-    return 4 * (sum(value.numel() for value in values) - adapters)
+def _encoding_bytes(outline: TrainingOutline, settings: TaskSettings) -> int:
+    """Bytes of what is on the device before training; see `placement`."""
+    facts, trained = outline.family.facts, settings.trained
+    is_quantized = isinstance(trained, LoraSettings) and trained.base_bits in (4, 8)
+    names = [*encoder_names(facts), *([facts.denoiser] if is_quantized else [])]
+    modules = [outline.modules[name] for name in names if name in outline.modules]
+    tensors = [value for module in modules for value in (*module.parameters(), *module.buffers())]
+    spared = _bytes_spared(outline, settings) if is_quantized else 0
+    return sum(value.nbytes for value in tensors) - spared
 
 
 def _resident(outline: TrainingOutline, settings: TaskSettings) -> dict[str, nn.Module]:

@@ -14,7 +14,6 @@ from pydantic import JsonValue
 from t2i import lora
 from t2i.data.buckets import BucketPlan, square_plan
 from t2i.data.diffusion import count_truncated
-from t2i.families.loading import load_family
 from t2i.objectives import Denoising
 from t2i.objectives.base import DiffusionBatch
 from t2i.report.numbers import byte_size, duration
@@ -25,6 +24,7 @@ from t2i.training.log import read_metrics
 from t2i.training.loop import fit, micro_steps
 from t2i.training.measured import Measured, forget_peak_memory, peak_memory
 from t2i.training.outline import TrainingOutline, outline_training
+from t2i.training.placement import encoder_names, load_for_training, place, release
 from t2i.training.settings import LoopSettings, OptimizerSettings
 from t2i.training.speed import apply_speed
 from t2i.training.tasks import TaskSettings, diffusion_data
@@ -110,7 +110,7 @@ def estimate_facts(estimate: Estimate, steps: int) -> dict[str, JsonValue]:
     cache, checkpoints = byte_size(estimate.cache_bytes), byte_size(estimate.checkpoint_bytes)
     return {
         "frozen parameters": estimate.frozen_parameters,
-        "estimated memory while encoding": f"{byte_size(estimate.loading_bytes)}: the whole model",
+        "estimated memory while encoding": f"{byte_size(estimate.encoding_bytes)}: autoencoder and text encoders",
         "estimated memory of a step": f"{byte_size(estimate.memory_bytes)}: "
         + ", ".join(f"{name} {byte_size(size)}" for name, size in parts),
         "estimated time": f"at least {duration(seconds * steps)}, {seconds:.3g} s a step: "
@@ -130,20 +130,21 @@ def measured_text(measured: Measured) -> str:
 def probe_step(inspection: Inspection, plan: BucketPlan) -> Measured:
     """Load the model and measure one step; see `measure_step`."""
     settings = inspection.settings
-    family = load_family(settings.model, revision=settings.revision, random_seed=settings.random_seed)
-    return measure_step(inspection, family, plan)
+    return measure_step(inspection, load_for_training(settings), plan)
 
 
 def measure_step(inspection: Inspection, family: ModelFamily, plan: BucketPlan) -> Measured:
     """Train a loaded model for one step on noise of the largest bucket's size, after one that warms up."""
     settings = inspection.settings
     lora.freeze(family)
-    if torch.cuda.is_available():
-        family.pipeline.to("cuda")
     trainable, _ = diffusion_trainable(family, inspection.objective, settings.trained, settings.seed)
+    place(family, encoder_names(family.facts))
+    batch = _noise_batch(inspection, family, plan)
+    release(family, encoder_names(family.facts) if settings.cache.text else ["vae"])
+    place(family, [family.facts.denoiser])
     apply_speed(family, settings.speed)
     loop = inspection.loop.model_copy(update={"steps": 2, "checkpoint_every": 2, "log_every": 1, "workers": 0})
-    batches = _NoiseBatches(_noise_batch(inspection, family, plan), micro_steps(loop, 1))
+    batches = _NoiseBatches(batch, micro_steps(loop, 1))
     forget_peak_memory()
     with tempfile.TemporaryDirectory(prefix="t2i-probe-") as name:
         fit(trainable, batches, loop, inspection.optimizer, Path(name), seed=settings.seed)
@@ -156,7 +157,7 @@ def _noise_batch(inspection: Inspection, family: ModelFamily, plan: BucketPlan) 
     """A micro-batch as large as the largest that the run will see; captions encoded where the run has them cached."""
     width, height = largest_bucket(plan)
     count = inspection.loop.micro_batch_size or inspection.loop.batch_size
-    device = next(family.denoiser.parameters()).device
+    device = next(family.pipeline.vae.parameters()).device
     latents = family.encode_images(torch.zeros(1, 3, height, width, device=device)).mean
     latents = torch.randn(count, *latents.shape[1:], generator=torch.Generator().manual_seed(0))
     prompts = ("a photo",) * count

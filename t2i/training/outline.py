@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from t2i.encoder_texts import route_problem
 from t2i.errors import ConfigError
+from t2i.families.loading import describe_checkpoint, family_class
 from t2i.families.outline import outline_family
 from t2i.objectives.base import DiffusionBatch
 from t2i.training.arithmetic import StepArithmetic, step_arithmetic
 from t2i.training.diffusion import diffusion_trainable
+from t2i.training.placement import held_dtypes
 from t2i.training.settings import LoraSettings, SpeedSettings
 from t2i.training.speed import apply_speed, check_speed
 
@@ -101,7 +103,10 @@ def outline_training(settings: TaskSettings, objective: Denoising) -> TrainingOu
 
     Weights of a local checkpoint must be there and whole, unless training starts from random ones.
     """
-    family = outline_family(settings.model, revision=settings.revision, weights=settings.random_seed is None)
+    facts = family_class(describe_checkpoint(settings.model, revision=settings.revision)).facts
+    dtypes = held_dtypes(facts, settings.trained, settings.speed)
+    has_weights = settings.random_seed is None
+    family = outline_family(settings.model, revision=settings.revision, dtype=dtypes, weights=has_weights)
     return outline_of(family, settings, objective)
 
 

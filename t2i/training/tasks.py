@@ -37,7 +37,7 @@ from t2i.objectives import (
 from t2i.objectives.base import ImageBatch, LossOutput
 from t2i.randomness import derive_key, seeded_global
 from t2i.records import CaptionedImage, PreferencePair
-from t2i.training.diffusion import diffusion_trainable
+from t2i.training.diffusion import DiffusionModule, diffusion_trainable
 from t2i.training.outline import (
     check_bucket_step,
     check_encoder_captions,
@@ -45,6 +45,7 @@ from t2i.training.outline import (
     checked_resolution,
 )
 from t2i.training.outputs import ADAPTER_FOLDER, LORA_FILE, MODEL_FOLDER, forget_origin
+from t2i.training.placement import encoder_names, load_for_training, place, release
 from t2i.training.settings import FullSettings, LoraSettings, SpeedSettings
 from t2i.training.speed import apply_speed, check_speed
 from t2i.training.trainable import Trainable
@@ -112,16 +113,12 @@ class DiffusionTask:
         self.data.check_captions()
         # Before the model is loaded, where the recipe says how large images are.
         plan = self.data.plan(settings.resolution) if settings.resolution else None
-        self.family = family or load_family(
-            settings.model, revision=settings.revision, random_seed=settings.random_seed
-        )
+        self.family = family or load_for_training(settings)
         lora.freeze(self.family)
         self.resolution = checked_resolution(self.family, settings.resolution)
         check_bucket_step(self.family, settings.buckets)
         check_encoder_captions(self.family, settings.datasets)
         check_speed(self.family, settings.speed)
-        if torch.cuda.is_available():
-            self.family.pipeline.to("cuda")
         # Before the images are encoded, which may take hours: a target that does not exist ends the run here.
         if isinstance(settings.trained, LoraSettings):
             check_contract(self.family, settings.trained, settings.layouts, settings.seed)
@@ -129,10 +126,11 @@ class DiffusionTask:
             self.family, objective, settings.trained, settings.seed, start=settings.adapter
         )
         check_nothing_cached_is_trained(self.family, self.components, settings.cache)
+        place(self.family, encoder_names(self.family.facts))
         self.plan = plan or self.data.plan(self.resolution)
         self.held_out = self._encode_held_out(objective)
         self.examples = self.data.encode(self.family, self.plan, settings.folder)
-        self._release_encoders()
+        self._place_denoiser()
         apply_speed(self.family, settings.speed)
 
     def _encode_held_out(self, objective: DenoiserObjective) -> LatentExamples | None:
@@ -147,14 +145,14 @@ class DiffusionTask:
         examples = data.encode(self.family, data.plan(self.resolution), settings.folder)
         return examples if isinstance(examples, LatentExamples) else None
 
-    def _release_encoders(self) -> None:
-        """Move what training does not call from the device to the host, once its outputs are cached."""
+    def _place_denoiser(self) -> None:
+        """Swap what training does not call, once its outputs are cached, for the denoiser and its frozen copy."""
         facts = self.family.facts
-        unused = ["vae", *(facts.text_encoders if self.settings.cache.text else ())]
-        for name in unused:
-            module = self.family.pipeline.components.get(name)
-            if isinstance(module, nn.Module):
-                module.to("cpu")
+        release(self.family, encoder_names(facts) if self.settings.cache.text else ["vae"])
+        place(self.family, [facts.denoiser])
+        module = self.trainable.module
+        if isinstance(module, DiffusionModule) and module.denoiser.frozen is not None:
+            place(module.denoiser.frozen, self.components)
 
     def facts(self) -> dict[str, Any]:
         return {

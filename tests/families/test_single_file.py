@@ -55,6 +55,16 @@ def test_single_file_in_half_precision_is_loaded_in_the_one_asked_for(single: tu
     assert {value.dtype for value in all_weights(load_family(str(path))).values()} == {torch.float32}
 
 
+def test_single_file_holds_some_components_in_another_precision(single: tuple[str, Path]) -> None:
+    name, path = single
+    held = load_family(str(path), dtype={"unet": torch.bfloat16}).pipeline.components
+    expected = load_family(str(path)).pipeline.components
+    for part in ("unet", *PARTS[name]):
+        dtype = torch.bfloat16 if part == "unet" else torch.float32
+        weights = held[part].state_dict()
+        assert all(torch.equal(weights[key], value.to(dtype)) for key, value in expected[part].state_dict().items())
+
+
 def test_single_file_of_another_family_than_expected_names_its_own(single: tuple[str, Path]) -> None:
     name, path = single
     assert_refused(f"is of family {name}; expected flux", path, expected="flux")

@@ -1,0 +1,109 @@
+"""What is read in which precision, and that encoders and denoiser are on the device one after the other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import tiny_flow
+import torch
+from torch import nn
+
+from t2i.families import load_family
+from t2i.families.outline import outline_family
+from t2i.training import tasks
+from t2i.training.placement import held_dtypes
+from t2i.training.settings import FullSettings, LoopSettings, LoraSettings, SpeedSettings, check_precision
+from t2i.training.tasks import DiffusionTask
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "families"))
+import truths
+
+HALF = SpeedSettings(text_encoders="bf16")
+FAMILIES: dict[str, Callable[[], Path]] = {
+    "sd1": tiny.sd1,
+    "sdxl": tiny.sdxl,
+    "pixart": tiny_flow.pixart,
+    "sd3": tiny_flow.sd3,
+    "flux": tiny_flow.flux,
+}
+
+
+def dtypes(family: Any) -> dict[str, set[torch.dtype]]:
+    modules = {name: module for name, module in family.pipeline.components.items() if isinstance(module, nn.Module)}
+    return {name: {value.dtype for value in module.parameters()} for name, module in modules.items()}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_held_in_bf16_is_the_model_cast_to_it(name: str) -> None:
+    exact = load_family(str(FAMILIES[name]()))
+    facts = exact.facts
+    asked = held_dtypes(facts, LoraSettings(rank=2, base_bits=16), HALF)
+    assert set(asked) == {facts.denoiser, *facts.text_encoders}
+    for held in (load_family(str(FAMILIES[name]()), dtype=asked), outline_family(str(FAMILIES[name]()), dtype=asked)):
+        expected = {part: {asked.get(part, torch.float32)} for part in dtypes(exact)}
+        assert dtypes(held) == expected
+    held = load_family(str(FAMILIES[name]()), dtype=asked)
+    for part, module in exact.pipeline.components.items():
+        if isinstance(module, nn.Module):
+            found = dict(held.pipeline.components[part].named_parameters())
+            dtype = asked.get(part, torch.float32)
+            assert all(torch.equal(found[key], value.to(dtype)) for key, value in module.named_parameters())
+
+
+def test_what_is_trained_is_never_held_in_bf16() -> None:
+    facts = tiny.load_sd1().facts
+    assert held_dtypes(facts, LoraSettings(rank=2), SpeedSettings()) == {}
+    assert held_dtypes(facts, FullSettings(components=("unet", "text_encoder")), HALF) == {}
+    assert set(held_dtypes(facts, FullSettings(components=("unet",)), HALF)) == {"text_encoder"}
+    assert set(held_dtypes(facts, LoraSettings(rank=2, base_bits=4), SpeedSettings())) == {"unet"}
+
+
+def test_random_weights_are_held_alike() -> None:
+    family = load_family(str(tiny.sd1()), dtype={"unet": torch.bfloat16}, random_seed=3)
+    assert dtypes(family) == {"unet": {torch.bfloat16}, "vae": {torch.float32}, "text_encoder": {torch.float32}}
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_a_base_in_fewer_bits_needs_bf16_arithmetic(bits: int) -> None:
+    base = LoraSettings.model_validate({"rank": 2, "base_bits": bits})
+    with pytest.raises(ValueError, match=rf"base_bits: {bits} .* needs loop\.precision: bf16"):
+        check_precision(base, LoopSettings(steps=1, batch_size=1))
+    check_precision(base, LoopSettings(steps=1, batch_size=1, precision="bf16"))
+
+
+@pytest.mark.parametrize(("is_cached", "released"), [(True, ["vae", "text_encoder"]), (False, ["vae"])])
+def test_denoiser_takes_the_place_of_the_encoders(
+    is_cached: bool, released: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(tasks, "place", lambda _, names: events.append(("place", list(names))))
+    monkeypatch.setattr(tasks, "release", lambda _, names: events.append(("release", list(names))))
+    encode = DiffusionTask._encode_held_out
+    monkeypatch.setattr(
+        DiffusionTask, "_encode_held_out", lambda *given: (events.append(("encode", [])), encode(*given))[1]
+    )
+    task = tiny.diffusion_task(tmp_path, cache_text=is_cached)
+    assert isinstance(task, DiffusionTask)
+    assert events == [
+        ("place", ["vae", "text_encoder"]),
+        ("encode", []),
+        ("release", released),
+        ("place", ["unet"]),
+    ]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_text_encoders_in_bf16_tell_the_denoiser_nearly_the_same(name: str) -> None:
+    losses = []
+    for asked in (None, dict.fromkeys(load_family(str(FAMILIES[name]())).facts.text_encoders, torch.bfloat16)):
+        family = load_family(str(FAMILIES[name]()), dtype=asked)
+        modules = truths.adapted(family, trained=0.1)
+        losses.append(truths.our_losses(family, modules, truths.fixed_batch(family)).detach())
+    assert losses[1].dtype == torch.float32
+    assert not torch.equal(losses[0], losses[1])
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0)
