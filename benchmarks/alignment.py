@@ -34,7 +34,7 @@ PASSES = {"dpo": 8, "kto": 8, "sft": 3}
 with."""
 ARMS: dict[str, dict[str, Any]] = {
     "dpo": {},
-    "kto": {"train.objective": {"type": "diffusion_kto", "beta_from": {"tool": "diffusion_kto", "value": 1000}}},
+    "kto": {"train.objective": {"type": "diffusion_kto", "beta": 50}},
     "sft": {"train.objective": {"type": "chosen_denoising"}},
     "dpo, labels flipped": {"pair.labels": "flipped"},
     "dpo, labels shuffled": {"pair.labels": "shuffled"},
@@ -74,6 +74,8 @@ def score_folders(seed: int, root: Path) -> dict[str, Path]:
     scored = {**stages["base"].model_dump(mode="json"), "name": "more", "generations_from": "more_images"}
     best = {"type": "best_of", "name": "best", "scores_from": "more", "scorer": "tiny CLIP", "count": count}
     overrides = [f"seed={seed}", f"matrix.arms={json.dumps(named)}"]
+    # As best-of-n gives: one image of each prompt.
+    overrides += ["base_images.images_per_prompt=1", "tuned_images.images_per_prompt=1"]
     made = run(with_stages(recipe, overrides, [drawn, scored, best]), root / "runs")
     folders = {item.name: item.folder for item in made}
     found = {name: folders[f"tuned/{slug(name)}"] for name in ARMS}
@@ -97,7 +99,7 @@ def with_stages(path: Path, overrides: list[str], further: list[dict[str, Any]])
 def best_of_count(stages: dict[str, Any], training: int) -> int:
     """Images of a prompt that cost what candidates, training and one image cost; guidance doubles a step."""
     candidates, base = stages["candidates"].model_dump(), stages["base_images"].model_dump()
-    an_image = 2 * base["sampling"]["steps"]
+    an_image = (2 if base["sampling"]["guidance_scale"] > 1 else 1) * base["sampling"]["steps"]
     spent = candidates["prompts"]["count"] * candidates["images_per_prompt"] * an_image + training
     return 1 + round(spent / (base["prompts"]["count"] * an_image))
 

@@ -52,9 +52,8 @@ def table(result: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
-def write_between(text: str, begin: str, end: str) -> None:
-    """Replace what stands between two markers of the README. Raises SystemExit where it has none."""
-    path = REPOSITORY / "README.md"
+def write_between(text: str, begin: str, end: str, path: Path = REPOSITORY / "README.md") -> None:
+    """Replace what stands between two markers of a file. Raises SystemExit where it has none."""
     before, found, rest = path.read_text().partition(begin)
     _, _, after = rest.partition(end)
     if not found:

@@ -266,6 +266,24 @@ def test_alignment_on_shapes_ends_in_a_comparison_for_each_arm(tmp_path: Path, n
     assert "</html>" in (stages["report"].folder / "report.html").read_text()
 
 
+def test_a_weak_reward_is_followed_with_and_without_the_guard(tmp_path: Path) -> None:
+    path = REPOSITORY / "recipes/shapes_overoptimised.yaml"
+    require_resources(path)
+    images = ("candidates", "base_images", "tuned_images")
+    small = [f"{name}.{change}" for name in images for change in ("prompts.count=4", "sampling.steps=1")]
+    guard = ("train.guard.prompts.count=4", "train.guard.every=1", "train.guard.sampling.steps=1")
+    loop = ("pair.rule.scorers={brightness: 0}", "train.loop={steps: 2, batch_size: 4}")
+    stages = run_small(path, tmp_path, *small, *guard, *loop)
+    for arm in ("guarded", "unguarded"):
+        folder = stages[f"train/{arm}"].folder
+        facts = json.loads((folder / "done.json").read_text())["facts"]["guard"]
+        assert facts["trained_on"] == ["brightness"]
+        assert facts["best_step"] in (1, 2)
+        comparison = json.loads((stages[f"compare/{arm}"].folder / "comparison.json").read_text())
+        roles = {row["label"]: row["role"] for row in comparison["overall"]}
+        assert roles == {"judge": "held_out", "second reader": "control", "brightness": "train"}
+
+
 def test_rounds_on_shapes_end_in_the_round_that_is_kept(tmp_path: Path) -> None:
     path = REPOSITORY / "recipes/shapes_rounds.yaml"
     require_resources(path)
