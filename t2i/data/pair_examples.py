@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import torch
 
 from t2i.data.buckets import BucketPlan
 from t2i.data.captions import CaptionMix
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 PROMPT = "prompt"
 """Kind of the one caption that the images of a pair have."""
+
+
+PairExample: TypeAlias = tuple[DiffusionExample, DiffusionExample, float]
 
 
 @dataclass(frozen=True)
@@ -57,17 +61,18 @@ class LatentPairs:
         kept = sorted(set(buckets[buckets >= 0].tolist()))
         return [Stream(np.flatnonzero(buckets == bucket).astype(np.int32), bucket) for bucket in kept]
 
-    def example(self, record: int, step: int, position: int) -> tuple[DiffusionExample, DiffusionExample]:
-        """The chosen and the rejected image for one place in one step."""
+    def example(self, record: int, step: int, position: int) -> PairExample:
+        """The chosen and the rejected image for one place in one step, and the share of votes for the chosen."""
         return (
             self.images.example(2 * record, step, position),
             self.images.example(2 * record + 1, step, position),
+            self.pairs[record].preference,
         )
 
-    def collate(self, examples: Sequence[tuple[DiffusionExample, DiffusionExample]]) -> PairBatch:
+    def collate(self, examples: Sequence[PairExample]) -> PairBatch:
         """Stack pairs into a batch; what both images share is taken from the chosen."""
-        chosen = self.images.collate([first for first, _ in examples])
-        rejected = self.images.collate([second for _, second in examples])
+        chosen = self.images.collate([first for first, _, _ in examples])
+        rejected = self.images.collate([second for _, second, _ in examples])
         return PairBatch(
             chosen.latents,
             rejected.latents,
@@ -77,6 +82,7 @@ class LatentPairs:
             chosen.sizes,
             chosen.conditioning,
             chosen.keys,
+            torch.tensor([preference for _, _, preference in examples]),
         )
 
 

@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 Kind = Literal["sigmoid", "hinge", "ipo"]
 
 
-def diffusion_dpo_loss(half_margin: Tensor, beta: float, kind: Kind = "sigmoid") -> Tensor:
+def diffusion_dpo_loss(
+    half_margin: Tensor, beta: float, kind: Kind = "sigmoid", preference: Tensor | None = None
+) -> Tensor:
     """Loss of each pair, [B], of its half margin (see `PairErrors.half_margin`), [B] in fp32.
+
+    preference: [B], the probability p that the chosen is the better one; the loss is then its mean over that doubt,
+    p loss(m) + (1 - p) loss(-m), as in conservative DPO (Mitchell 2023, "A note on DPO with noisy preferences").
 
     sigmoid: -log sigmoid(beta m), log 2 where policy and reference agree (Wallace et al. 2023, arXiv:2311.12908,
     equation 14); its gradient there is beta/4 (grad of the chosen's error - grad of the rejected's).
@@ -30,6 +35,9 @@ def diffusion_dpo_loss(half_margin: Tensor, beta: float, kind: Kind = "sigmoid")
     """
     from torch.nn import functional
 
+    if preference is not None:
+        as_labelled = diffusion_dpo_loss(half_margin, beta, kind)
+        return preference * as_labelled + (1 - preference) * diffusion_dpo_loss(-half_margin, beta, kind)
     if kind == "sigmoid":
         return -functional.logsigmoid(beta * half_margin)
     if kind == "hinge":
@@ -69,6 +77,10 @@ class DiffusionDPO(FrozenModel):
     epsilon models; 100 to 2000 are usual for flow."""
     beta_from: BetaFrom | None = None
     """Another tool's value instead, which is converted: `{tool: diffusers_sd15, value: 2500}`."""
+    preferences: Literal["winner", "share"] = "winner"
+    """Of pairs that people or scorers did not agree on: the winner counts as the better one, as in the paper; or only
+    with the share of votes that it got, so that the loss is least where the model is as sure as they were. Ties are
+    left out by both."""
     timesteps: TimestepSettings | None = None
     """Which noise levels are trained; as the model was made for if absent."""
 
@@ -85,4 +97,5 @@ class DiffusionDPO(FrozenModel):
         """Per-pair loss of one batch."""
         errors = paired_errors(denoiser, noise, batch, self.timesteps)
         beta = self.beta_at(batch.chosen[0].numel())
-        return LossOutput(diffusion_dpo_loss(errors.half_margin, beta, self.loss), pair_metrics(errors, beta))
+        share = batch.preference if self.preferences == "share" else None
+        return LossOutput(diffusion_dpo_loss(errors.half_margin, beta, self.loss, share), pair_metrics(errors, beta))

@@ -36,7 +36,8 @@ def kl_reference_point(rewards: Tensor) -> Tensor:
 
 
 class DiffusionKTO(FrozenModel):
-    """Learn from liked and disliked images: of a pair, the chosen is liked and the rejected disliked."""
+    """Learn from liked and disliked images: of a pair, the chosen is liked and the rejected disliked, whatever share of
+    the votes it got."""
 
     needs: ClassVar[str] = "preference_pairs"
     needs_reference: ClassVar[bool] = True

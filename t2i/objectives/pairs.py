@@ -40,6 +40,8 @@ class PairBatch:
     """The encoded prompts, where they are cached."""
     keys: tuple[int, ...] | None = None
     """As in `DiffusionBatch`."""
+    preference: Tensor | None = None
+    """[B], the share of votes for the chosen, above 0.5; all of them if absent."""
 
     def to(self, device: torch.device) -> PairBatch:
         """The same batch with its tensors on a device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,17 @@ def test_pairs_do_not_depend_on_portions(tmp_path: Path) -> None:
     for name in ("chosen", "rejected", "noise", "uniform", "sizes"):
         joined = torch.cat([getattr(batch, name) for batch in parts])
         assert torch.equal(joined, torch.cat([getattr(batch, name) for batch in whole])), name
+
+
+def test_the_share_of_votes_stays_with_its_pair(tmp_path: Path) -> None:
+    path = write_pairs(tmp_path / "pairs")
+    rows = [replace(row, preference=0.6 + 0.02 * number) for number, row in enumerate(iterate_pairs(path))]
+    save_pairs(path.parent, rows)
+    examples, _ = encoded(path, tmp_path / "cache")
+    for batch in drawn(examples, 6):
+        assert batch.preference is not None
+        shown = torch.tensor([0.6 + 0.02 * shown_number(chosen) for chosen in batch.chosen])
+        torch.testing.assert_close(batch.preference, shown)
 
 
 def test_a_batch_of_buckets_is_of_one_size(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 import gc
 import math
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import peft
@@ -291,6 +292,21 @@ def test_logit_does_not_depend_on_the_resolution() -> None:
                     for pairs in (batch, tiled))  # fmt: skip
     assert small.abs().min() > 1e-3
     torch.testing.assert_close(small, large, rtol=1e-4, atol=1e-5)
+
+
+def test_votes_count_with_their_share_only_where_that_is_asked_for() -> None:
+    batch = replace(batch_for(module_of("epsilon", DPO)), preference=torch.tensor([0.6, 1.0, 0.8]))
+    shared = DPO.model_copy(update={"preferences": "share"})
+    winner, share = (
+        module_of("epsilon", objective, LoraSettings(rank=4), spoiled=0.05)(batch) for objective in (DPO, shared)
+    )
+    logit = winner.metrics["logit"]
+    assert torch.equal(logit, share.metrics["logit"])
+    torch.testing.assert_close(winner.loss, torch.nn.functional.softplus(-logit))
+    doubt = torch.tensor([0.4, 0.0, 0.2])
+    expected = (1 - doubt) * torch.nn.functional.softplus(-logit) + doubt * torch.nn.functional.softplus(logit)
+    torch.testing.assert_close(share.loss, expected)
+    assert not torch.equal(winner.loss, share.loss)
 
 
 def test_compiled_adapter_is_switched_off_too() -> None:

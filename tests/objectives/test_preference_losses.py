@@ -32,6 +32,30 @@ def test_losses_by_hand_at_beta_10(kind: Kind, expected: float) -> None:
     torch.testing.assert_close(diffusion_dpo_loss(BY_HAND.half_margin, 10.0, kind), torch.tensor([expected]))
 
 
+def test_a_pair_of_three_votes_to_one_by_hand_at_beta_10() -> None:
+    share = torch.tensor([0.75])
+    expected = 0.75 * math.log(1 + math.exp(-0.75)) + 0.25 * math.log(1 + math.exp(0.75))
+    found = diffusion_dpo_loss(BY_HAND.half_margin, 10.0, "sigmoid", share)
+    torch.testing.assert_close(found, torch.tensor([expected]))
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "hinge", "ipo"])
+def test_a_share_of_the_votes_is_the_opposite_share_for_the_flipped_pair(kind: Kind) -> None:
+    margins, share = torch.linspace(-0.1, 0.1, 7), torch.linspace(0.51, 1, 7)
+    straight = diffusion_dpo_loss(margins, 10.0, kind, share)
+    torch.testing.assert_close(diffusion_dpo_loss(-margins, 10.0, kind, 1 - share), straight)
+    agreed = diffusion_dpo_loss(margins, 10.0, kind, torch.ones(7))
+    assert torch.equal(agreed, diffusion_dpo_loss(margins, 10.0, kind))
+
+
+def test_the_loss_of_a_share_is_least_where_the_model_is_as_sure_as_the_votes() -> None:
+    share, beta = 0.8, 50.0
+    margin = torch.tensor([math.log(share / (1 - share)) / beta], requires_grad=True)
+    diffusion_dpo_loss(margin, beta, "sigmoid", torch.tensor([share])).sum().backward()
+    assert margin.grad is not None
+    assert abs(float(margin.grad)) < 1e-5
+
+
 def test_kto_by_hand_at_beta_10() -> None:
     liked, disliked = 5 * BY_HAND.chosen_gain, 5 * BY_HAND.rejected_gain  # 0.5 and -0.25
     point = kl_reference_point(torch.cat([liked, disliked]))
