@@ -6,14 +6,12 @@ the local files it names, and the fingerprints of what it reads. Names are label
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,11 +21,13 @@ from rich.console import Console
 from t2i import processes
 from t2i.changes import describe_change
 from t2i.config import PathMark, output_fields
+from t2i.disk import disk_error
 from t2i.document import Key
-from t2i.errors import RunError, T2IError
+from t2i.errors import RunError
 from t2i.provenance import environment, git_commit
 from t2i.recipe import Recipe
 from t2i.resources import ContentHashes, local_path
+from t2i.rounds import without
 from t2i.rundir import CONFIG, RunDirectory, damage, now_utc, read_done, read_json
 from t2i.runlock import LOCK, write_lock
 from t2i.stages.base import Stage, StageContext
@@ -53,6 +53,8 @@ class PlannedStage:
     """Field -> [(stage name, folder), ...]."""
     config: JsonObject
     """What `config.json` holds: the identity behind the fingerprint, and the same for people."""
+    is_passed_over: bool = False
+    """Of a round that is not run because `rounds.stop_by` has decided without it; it has no folder."""
 
 
 def identity(
@@ -113,10 +115,30 @@ def _plan(recipe: Recipe, directory: RunDirectory, hashes: ContentHashes) -> lis
         status, reason = _status(directory, folder, config)
         if twin:
             status, reason = "skip", f"the same work as {twin.name}"
-        inputs = {field: [(ref, done[ref].folder) for ref in refs] for field, refs in stage.references.items()}
+        waiting = {item.name for item in done.values() if item.status != "skip"}
+        needless = _needless(recipe, stage.label, done.values(), waiting)
+        if needless:
+            status, reason = "skip", needless
+        inputs = {
+            field: [(ref, done[ref].folder) for ref in refs if not done[ref].is_passed_over]
+            for field, refs in stage.references.items()
+        }
         seed = recipe.seed_of(stage)
-        done[stage.label] = PlannedStage(stage.label, stage, seed, folder, status, reason, own, inputs, config)
+        done[stage.label] = PlannedStage(
+            stage.label, stage, seed, folder, status, reason, own, inputs, config, bool(needless)
+        )
     return list(done.values())
+
+
+def _needless(recipe: Recipe, name: str, before: Iterable[PlannedStage], waiting: Collection[str] = ()) -> str:
+    """Why a stage of a later round need not run; empty if it must. waiting: those before it that are not finished."""
+    if recipe.stop is None or recipe.stop.round_of(name) < 2:
+        return ""
+    ran = {item.name: item.folder for item in before if not item.is_passed_over}
+    number = recipe.stop.round_of(name)
+    if any(0 < recipe.stop.round_of(other) < number for other in waiting):
+        return ""
+    return recipe.stop.reason(name, recipe.stages, ran)
 
 
 def _status(directory: RunDirectory, folder: Path, config: JsonObject) -> tuple[Status, str]:
@@ -155,10 +177,14 @@ def run(recipe: Recipe, root: Path, console: Console | None = None) -> list[Plan
         hashes = ContentHashes(root / HASHES)
         planned = processes.first(lambda: _plan(recipe, held.enter_context(directory), hashes))
         commit = git_commit(recipe.path.parent) if recipe.path else None
+        has_work = any(item.status != "skip" for item in planned)
         for item in planned:
             if item.status != "skip":
                 item.stage.check()
         for number, item in enumerate(planned, 1):
+            if item.status != "skip":
+                item = _with_what_ran(item, recipe, planned[: number - 1])
+                planned[number - 1] = item
             _say(screen, f"[{number}/{len(planned)}] {item.name}: {item.status} ({item.reason})")
             if item.status != "skip":
                 seconds, facts = _run_stage(item, recipe, directory, hashes, commit)
@@ -166,11 +192,20 @@ def run(recipe: Recipe, root: Path, console: Console | None = None) -> list[Plan
                 for line in facts.get("summary", ()):
                     _say(screen, f"  {line}")
         if processes.is_first():
-            if any(item.status != "skip" for item in planned) or not (directory.folder / LOCK).is_file():
+            if has_work or not (directory.folder / LOCK).is_file():
                 write_lock(recipe, planned, directory.folder)
             hashes.save()
     processes.leave()
     return planned
+
+
+def _with_what_ran(item: PlannedStage, recipe: Recipe, before: Sequence[PlannedStage]) -> PlannedStage:
+    """The stage with the inputs that are there, or passed over: known only now that the stages before it are done."""
+    needless = processes.first(lambda: _needless(recipe, item.name, before))
+    if needless:
+        return replace(item, status="skip", reason=needless, is_passed_over=True)
+    missing = {other.name for other in before if other.is_passed_over}
+    return replace(item, inputs=without(item.inputs, missing))
 
 
 def _say(screen: Console, line: str) -> None:
@@ -214,41 +249,13 @@ def _run_stage(
 
 def _check_unchanged(item: PlannedStage, hashes: ContentHashes) -> None:
     """The fingerprint promises what went in; files edited while the stage ran would make it a lie."""
-    upstream = {name: folder.name[-16:] for pairs in item.inputs.values() for name, folder in pairs}
+    before: Any = item.config["identity"]
+    pairs = (
+        (ref, before["inputs"][field][place])
+        for field, refs in item.stage.references.items()
+        for place, ref in enumerate(refs)
+    )
+    upstream = dict(pairs)
     body, _ = identity(item.stage, item.seed, upstream, hashes)
     if fingerprint(body) != item.fingerprint:
         raise RunError(f"stage {item.name}: a file it names was changed while it ran; run again without touching it.")
-
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-def disk_error(error: BaseException, folder: Path) -> RunError | None:
-    """The RunError to raise instead, if a full or read-only disk is at the root of an error; else None."""
-    # A T2IError already says what to do about a file that cannot be read; only a full disk is news to it.
-    not_writable = () if isinstance(error, T2IError) else _NOT_WRITABLE
-    for cause in _causes(error):
-        number = cause.errno if isinstance(cause, OSError) else _number_in_text(str(cause))
-        where = cause.filename if isinstance(cause, OSError) and cause.filename else folder
-        if number in _DISK_FULL:
-            return RunError(f"disk full while writing {where}; free space and run again: finished stages are kept.")
-        if number is not None and number in not_writable:
-            return RunError(
-                f"{where}: {os.strerror(number)}; make it accessible and run again: finished stages are kept."
-            )
-    return None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in seen:
-        seen.append(current)
-        yield current
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
-
-
-def _number_in_text(message: str) -> int | None:
-    """Libraries written in C++ and Rust put the system's words into errors of their own types."""
-    return next((n for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) if os.strerror(n) in message), None)

@@ -11,14 +11,19 @@ Rounds are written out first: with both, a stage is called train/round1/alt/s0.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from pydantic import Field, JsonValue, model_validator
 
 from t2i.config import FrozenModel, Written
 from t2i.document import Document, Key, Place, set_value
+from t2i.rounds import RoundStop
 from t2i.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from t2i.stages.base import Stage
 
 
 class Matrix(FrozenModel):
@@ -49,6 +54,9 @@ class Rounds(FrozenModel):
     """How many rounds."""
     first: dict[str, str | list[str] | None] = Field(default_factory=dict)
     """What round 1 reads where later rounds read the round before, as `stage.field_from: earlier stage` (or null)."""
+    stop_by: str | None = None
+    """A `pick` stage after the rounds: once it has decided, the rounds that are left are not run, and stages that read
+    lists of rounds read those that were."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,39 @@ def expand_rounds(drafts: Sequence[Draft], rounds: Rounds, report: Report) -> li
     _check_first(rounds, inside, order, report)
     outside = [draft.rename_references(lambda ref: _round_name(ref, rounds.count, order)) for draft in drafts]
     return [*outside[:start], *block, *outside[start + len(inside) :]]
+
+
+def round_stop(rounds: Rounds, names: Sequence[str]) -> RoundStop | None:
+    """The stop of rounds that were written out. names: of all stages of the recipe."""
+    if rounds.stop_by is None:
+        return None
+    numbered = ([f"{name}/round{number}" for name in rounds.stages] for number in range(1, rounds.count + 1))
+    return RoundStop(rounds.stop_by, tuple(tuple(name for name in names if name in own) for own in numbered))
+
+
+def stop_problems(
+    rounds: Rounds, repeated: Sequence[str], drafts: Sequence[Draft], stage_types: Mapping[str, type[Stage]]
+) -> Iterator[tuple[Draft | None, Key, str]]:
+    """What is wrong with `stop_by`: where (a stage, or None for the top of the recipe), and the message.
+
+    repeated: stages of the matrix. drafts: written out. A stage that reads one stage of the last round, which may not
+    be run, is a mistake as well.
+    """
+    key, by = ("rounds", "stop_by"), next((draft for draft in drafts if draft.name == rounds.stop_by), None)
+    if {*rounds.stages, rounds.stop_by} & {*repeated}:
+        yield None, key, "rounds that a matrix repeats cannot be stopped; leave `stop_by` out"
+    elif by is None or by.base in rounds.stages:
+        names = [draft.name for draft in drafts if draft.base not in rounds.stages]
+        yield None, key, f"no stage {rounds.stop_by!r} outside the rounds{did_you_mean(str(rounds.stop_by), names)}"
+    elif (found := stage_types.get(str(by.data.get("type")))) is None or not found.may_stop_rounds:
+        able = [name for name, kind in stage_types.items() if kind.may_stop_rounds]
+        yield None, key, f"a stage of type {by.data.get('type')} cannot decide; expected {' or '.join(able)}"
+    last = {f"{name}/round{rounds.count}" for name in rounds.stages} if rounds.count > 1 else set()
+    for draft in drafts:
+        for name, value in draft.data.items():
+            if draft.base not in rounds.stages and name.endswith("_from") and isinstance(value, str) and value in last:
+                hint = f"read {rounds.stop_by}, or a list of all rounds"
+                yield draft, (name,), f"{value} may not be run, because of rounds.stop_by; {hint}"
 
 
 def _round_name(name: str, number: int, order: Mapping[str, int]) -> str:

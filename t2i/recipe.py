@@ -14,8 +14,9 @@ from pydantic import Field, JsonValue, ValidationError
 from t2i.config import FrozenModel, ModelPath, PathMark, Written, explain, output_fields, path_mark, with_default_kinds
 from t2i.document import Document, Key, Problem, apply_overrides, raise_problems, read_document, show
 from t2i.errors import ConfigError
-from t2i.expansion import Draft, Matrix, Report, Rounds, expand_matrix, expand_rounds
+from t2i.expansion import Draft, Matrix, Report, Rounds, expand_matrix, expand_rounds, round_stop, stop_problems
 from t2i.resources import local_path
+from t2i.rounds import RoundStop
 from t2i.stages.base import Stage
 from t2i.suggestions import did_you_mean
 
@@ -58,6 +59,8 @@ class Recipe:
     stages: tuple[Stage, ...]
     description: str = ""
     path: Path | None = None
+    stop: RoundStop | None = None
+    """When later rounds are not run."""
 
     def seed_of(self, stage: Stage) -> int:
         """The stage's own seed, or else the recipe's."""
@@ -96,14 +99,24 @@ class _Loader:
         drafts = [self._with_model(draft) for draft in self._expanded(drafts, file)]
         if file is not None or not ({"matrix", "rounds"} & set(self.document.data)):
             drafts = [self._with_references(draft, drafts[:index], drafts) for index, draft in enumerate(drafts)]
+        if file is not None and file.rounds is not None and file.rounds.stop_by is not None:
+            matrix = file.matrix.stages if file.matrix else ()
+            self.problems += [
+                draft.written(self.document).problem(key, message) if draft else self._problem(key, message)
+                for draft, key, message in stop_problems(file.rounds, matrix, drafts, self.stage_types)
+            ]
         stages = [self._stage(draft) for draft in drafts]
         raise_problems(self.problems)
         assert file is not None, "a file that cannot be read has problems"
         valid = tuple(stage for stage in stages if stage is not None)
-        return Recipe(self._name(), file.seed, valid, file.description.strip(), self.path)
+        stop = round_stop(file.rounds, [stage.label for stage in valid]) if file.rounds else None
+        return Recipe(self._name(), file.seed, valid, file.description.strip(), self.path, stop)
 
     def _report(self, key: Key, message: str) -> None:
-        self.problems.append(Written(self.document.data, self.document.place).problem(key, message))
+        self.problems.append(self._problem(key, message))
+
+    def _problem(self, key: Key, message: str) -> Problem:
+        return Written(self.document.data, self.document.place).problem(key, message)
 
     def _name(self) -> str:
         return str(self.document.data.get("name") or self.path.stem)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from t2i.errors import ConfigError, DataError, RunError
 from t2i.locked_inputs import commit_mismatches, contents, hub_commits, what_changed
 from t2i.provenance import environment
 from t2i.resources import ContentHashes, local_path
+from t2i.rounds import RoundStop
 from t2i.rundir import CONFIG, DONE, PROVENANCE, read_done, read_json, write_json
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def write_lock(recipe: Recipe, planned: list[PlannedStage], folder: Path) -> Pat
         "code": _code_hashes(hashes),
         "environment": {key: machine.get(key) for key in environment()},
         "stages": stages,
+        **({"stop": asdict(recipe.stop)} if recipe.stop else {}),
     }
     write_json(folder / LOCK, lock)
     return folder / LOCK
@@ -135,7 +137,20 @@ def _recipe(lock: dict[str, Any], path: Path) -> Recipe:
             raise DataError(f"{path}: stage {label!r} has settings of another stage, or an unsafe name.")
     if not is_safe_name(str(lock["recipe"])) or "/" in str(lock["recipe"]):
         raise DataError(f"{path}: {lock['recipe']!r} is no name of a recipe.")
-    return Recipe(str(lock["recipe"]), int(lock["seed"]), tuple(stages))
+    return Recipe(str(lock["recipe"]), int(lock["seed"]), tuple(stages), stop=_stop(lock, path))
+
+
+def _stop(lock: dict[str, Any], path: Path) -> RoundStop | None:
+    if "stop" not in lock:
+        return None
+    try:
+        stop = RoundStop(str(lock["stop"]["by"]), tuple(tuple(map(str, names)) for names in lock["stop"]["rounds"]))
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: its `stop` cannot be read by this version: {_first_line(error)}") from error
+    named = {stop.by, *(name for names in stop.rounds for name in names)}
+    if not named <= lock["stages"].keys():
+        raise DataError(f"{path}: its `stop` names stages that it does not hold.")
+    return stop
 
 
 def _first_line(error: Exception) -> str:

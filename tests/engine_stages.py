@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -80,6 +81,25 @@ class Table(Stage):
         return {}
 
 
+class Choose(Stage):
+    """Reads rounds, and has read enough after some."""
+
+    produces: ClassVar[str] = "weights"
+    accepts: ClassVar[dict[str, tuple[str, ...]]] = {"arms_from": ("weights",)}
+    may_stop_rounds: ClassVar[bool] = True
+    type: Literal["choose"] = "choose"
+    arms_from: tuple[str, ...] = Field(min_length=1)
+    enough: int
+
+    def run(self, context: StageContext) -> dict[str, Any]:
+        (context.folder / "chosen.txt").write_text("\n".join(name for name, _ in context.inputs["arms_from"]))
+        return {}
+
+    def decided(self, inputs: Mapping[str, Sequence[tuple[str, Path]]]) -> str:
+        read = [(name, (folder / "weights.txt").read_text()) for name, folder in inputs["arms_from"]]
+        return f"not needed: {self.enough} are enough" if len(read) >= self.enough else ""
+
+
 class Fill(Stage):
     """Writes a file of any size in 64 KiB pieces."""
 
@@ -94,7 +114,7 @@ class Fill(Stage):
         return {}
 
 
-STAGE_TYPES: dict[str, type[Stage]] = {"read": Read, "train": Train, "table": Table, "fill": Fill}
+STAGE_TYPES: dict[str, type[Stage]] = {"read": Read, "train": Train, "table": Table, "fill": Fill, "choose": Choose}
 
 
 def load(folder: Path, text: str, *overrides: str) -> Recipe:

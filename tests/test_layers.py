@@ -18,8 +18,8 @@ LAYERS = (
     {"objectives", "families", "shapes", "rewards"},
     {"training", "sampling", "data", "captioners", "lora", "export", "report"},
     {"stages"},
-    {"recipe", "expansion", "changes", "provenance", "rundir", "engine", "inspection", "starter", "label", "commands"}
-    | {"doctor", "locked_inputs", "runlock"},
+    {"recipe", "rounds", "expansion", "changes", "provenance", "rundir", "disk", "engine", "inspection", "starter"}
+    | {"label", "commands", "doctor", "locked_inputs", "runlock"},
     {"cli"},
     {"__init__"},
 )

@@ -13,7 +13,8 @@ import pytest
 from engine_stages import load
 from rich.console import Console
 
-from t2i.engine import disk_error, plan, run
+from t2i.disk import disk_error
+from t2i.engine import plan, run
 from t2i.errors import DataError, RunError
 from t2i.rundir import RunDirectory, damage, prune, read_done, unused_folders
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -63,6 +64,9 @@ class Stage(FrozenModel, ABC):
     shows_names: ClassVar[bool] = False
     """True if what is written contains the names of the stages it reads: renaming those then runs it again."""
 
+    may_stop_rounds: ClassVar[bool] = False
+    """True if `rounds.stop_by` may name it: it has `decided`."""
+
     in_all_processes: ClassVar[bool] = False
     """True if every process of a run takes part; else the first one runs the stage and the others wait."""
 
@@ -81,6 +85,13 @@ class Stage(FrozenModel, ABC):
 
     def check(self) -> None:
         """Raise for what is wrong whatever earlier stages find. Called for every stage before the first one runs."""
+
+    def decided(self, inputs: Mapping[str, Sequence[tuple[str, Path]]]) -> str:
+        """Why what it reads of the first rounds is all it needs, in words; empty if it needs the next one as well.
+
+        inputs: as in `StageContext`, of finished rounds. More of them must not change an answer once there is one.
+        """
+        raise NotImplementedError
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
         """Facts for `t2i inspect`, such as images in a bucket: reads headers and tokenizers, loads no weights."""

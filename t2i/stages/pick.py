@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,12 +21,14 @@ class Pick(Stage):
     """Copy one adapter of several, in their order, and write `pick.json`: every mean, and why it stopped there.
 
     The first `patience` adapters in a row that do not exceed the best mean so far end the search; what comes later is
-    not looked at, however good: that is what a run that had stopped there would have kept.
+    not looked at, however good: that is what a run that had stopped there would have kept. With `rounds.stop_by: pick`
+    the rounds after that are not run at all.
     """
 
     version: ClassVar[int] = 1
     produces: ClassVar[str] = "weights"
     shows_names: ClassVar[bool] = True
+    may_stop_rounds: ClassVar[bool] = True
     accepts: ClassVar[dict[str, tuple[str, ...]]] = {"weights_from": ("weights",), "scores_from": ("scores",)}
 
     type: Literal["pick"] = "pick"
@@ -68,6 +70,15 @@ class Pick(Stage):
         }
         write_text(context.folder / PICK_FILE, json.dumps(result, indent=2) + "\n")
         return {"adapter": target.relative_to(context.folder).as_posix(), "kept": names[best], "means": result["means"]}
+
+    def decided(self, inputs: Mapping[str, Sequence[tuple[str, Path]]]) -> str:
+        names = [name for name, _ in inputs["weights_from"]]
+        means, sign = self._means([folder for _, folder in inputs["scores_from"]])
+        best, looked_at = first_peak([sign * mean for mean in means], self.patience)
+        if looked_at - 1 - best < self.patience:
+            return ""
+        last = names[looked_at - 1]
+        return f"not needed: {last} is no better, {self.scorer} {means[looked_at - 1]:.4g} after {means[best]:.4g}"
 
     def _means(self, folders: Sequence[Path]) -> tuple[list[float], int]:
         """Mean score of each stage's images, and 1, or -1 where less is better.

@@ -55,6 +55,20 @@ def test_adapter_of_the_best_round_is_copied_and_the_reason_written(tmp_path: Pa
     assert found["means"]["train/round3"] == 0.9
 
 
+def test_rounds_are_over_as_soon_as_the_search_is_and_stay_so(tmp_path: Path) -> None:
+    run(tmp_path, [0.5, 0.7, 0.6, 0.9])
+    stage = tiny.from_recipe(Pick, {"weights_from": ["train/*"], "scores_from": ["score/*"], "scorer": "judge"})
+    rounds = {
+        field: [(f"{name}/round{number}", tmp_path / f"{name}{number}") for number in range(4)]
+        for field, name in (("weights_from", "train"), ("scores_from", "score"))
+    }
+    verdicts = [stage.decided({field: rows[:count] for field, rows in rounds.items()}) for count in (1, 2, 3, 4)]
+    assert verdicts[:2] == ["", ""]
+    assert verdicts[2] == verdicts[3] == "not needed: train/round2 is no better, judge 0.6 after 0.7"
+    stage = stage.model_copy(update={"patience": 2})
+    assert stage.decided(rounds) == ""
+
+
 def test_less_is_better_where_the_scorer_says_so(tmp_path: Path) -> None:
     assert trained_adapter(run(tmp_path, [0.5, 0.7, 0.6], better=False)).read_text() == "0"
 

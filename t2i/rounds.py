@@ -1,0 +1,49 @@
+"""Stopping the rounds of a recipe early: once the stage that chooses among them has decided, later ones are not run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from t2i.stages.base import Stage
+
+Inputs = Mapping[str, Sequence[tuple[str, Path]]]
+
+
+@dataclass(frozen=True)
+class RoundStop:
+    """by: name of the stage that decides; rounds: names of the stages of each round, in order."""
+
+    by: str
+    rounds: tuple[tuple[str, ...], ...]
+
+    def round_of(self, name: str) -> int:
+        """Number of the round that a stage is of, from 1; 0 for a stage outside the rounds."""
+        return next((number for number, names in enumerate(self.rounds, 1) if name in names), 0)
+
+    def reason(self, name: str, stages: Sequence[Stage], finished: Mapping[str, Path]) -> str:
+        """Why a stage need not run, in words; empty if it must, or if that is not known yet.
+
+        finished: name -> folder of every finished stage. Only what the rounds before this one wrote counts, so that the
+        answer is the same whenever it is asked for.
+        """
+        number = self.round_of(name)
+        if number < 2:
+            return ""
+        judge = next(stage for stage in stages if stage.label == self.by)
+        known: dict[str, list[tuple[str, Path]]] = {}
+        for field, names in judge.references.items():
+            before = [one for one in names if 0 < self.round_of(one) < number]
+            known[field] = [(one, finished[one]) for one in before if one in finished]
+        # A round that was passed over itself has been decided about; anything else that is missing has yet to run.
+        if any(not rows for rows in known.values()):
+            return ""
+        return judge.decided(known)
+
+
+def without(inputs: Inputs, names: set[str]) -> dict[str, list[tuple[str, Path]]]:
+    """Inputs that are there: those of rounds that were not run are left out of lists."""
+    return {field: [row for row in rows if row[0] not in names] for field, rows in inputs.items()}

@@ -1,0 +1,119 @@
+"""Rounds that are stopped early: what is not run, what later stages read, and that asking again changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from engine_stages import load
+
+from t2i.engine import PlannedStage, plan, run
+from t2i.errors import ConfigError
+from t2i.recipe import Recipe
+
+TEXT = """
+name: demo
+stages:
+  - {type: train, name: collect, model_from: improve, steps: 1}
+  - {type: train, name: improve, model_from: collect, steps: 1}
+  - {type: choose, enough: 2, arms_from: [improve/round1, improve/round2, improve/round3, improve/round4]}
+  - {type: table, arms_from: ["improve/*", choose]}
+rounds:
+  stages: [collect, improve]
+  count: 4
+  stop_by: choose
+  first: {collect.model_from: null}
+"""
+NEEDLESS = "not needed: 2 are enough"
+
+
+def recipe(folder: Path, *overrides: str, text: str = TEXT) -> Recipe:
+    return load(folder, text, *overrides)
+
+
+def said(planned: list[PlannedStage]) -> dict[str, str]:
+    return {item.name: item.reason for item in planned}
+
+
+def folders(root: Path) -> set[str]:
+    return {path.name.partition("-")[0] for path in (root / "demo").iterdir() if path.is_dir()}
+
+
+def written(planned: list[PlannedStage], name: str, file: str) -> list[str]:
+    return (next(item.folder for item in planned if item.name == name) / file).read_text().splitlines()
+
+
+def test_rounds_after_the_decision_are_not_run(tmp_path: Path) -> None:
+    planned = run(recipe(tmp_path), tmp_path / "runs")
+    assert folders(tmp_path / "runs") == {
+        *("collect.round1", "improve.round1", "collect.round2", "improve.round2", "choose", "table")
+    }
+    assert {name for name, reason in said(planned).items() if reason == NEEDLESS} == {
+        *("collect/round3", "improve/round3", "collect/round4", "improve/round4")
+    }
+    assert [item.is_passed_over for item in planned] == [False] * 4 + [True] * 4 + [False] * 2
+    assert written(planned, "choose", "chosen.txt") == ["improve/round1", "improve/round2"]
+    assert written(planned, "table", "table.txt") == ["improve/round1", "improve/round2", "choose"]
+
+
+def test_before_the_rounds_are_run_nothing_is_known(tmp_path: Path) -> None:
+    assert {item.status for item in plan(recipe(tmp_path), tmp_path / "runs")} == {"run"}
+
+
+def test_running_again_runs_nothing(tmp_path: Path) -> None:
+    run(recipe(tmp_path), tmp_path / "runs")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs/demo").rglob("*.txt")}
+    planned = plan(recipe(tmp_path), tmp_path / "runs")
+    assert {item.status for item in planned} == {"skip"}
+    assert said(planned)["improve/round4"] == NEEDLESS
+    run(recipe(tmp_path), tmp_path / "runs")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs/demo").rglob("*.txt")} == before
+
+
+def test_a_later_decision_runs_the_rounds_it_needs_and_keeps_the_others(tmp_path: Path) -> None:
+    run(recipe(tmp_path), tmp_path / "runs")
+    more = recipe(tmp_path, "choose.enough=3")
+    status = {item.name: item.status for item in plan(more, tmp_path / "runs")}
+    assert (status["improve/round2"], status["improve/round3"], status["choose"]) == ("skip", "run", "run")
+    planned = run(more, tmp_path / "runs")
+    assert written(planned, "choose", "chosen.txt") == [f"improve/round{number}" for number in (1, 2, 3)]
+    assert said(planned)["improve/round4"] == "not needed: 3 are enough"
+
+
+def test_a_decision_that_never_comes_runs_all_rounds(tmp_path: Path) -> None:
+    planned = run(recipe(tmp_path, "choose.enough=9"), tmp_path / "runs")
+    assert not any(item.is_passed_over for item in planned)
+    assert len(written(planned, "choose", "chosen.txt")) == 4
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(recipe(tmp_path, "improve.fail=error"), tmp_path / "runs")
+    planned = run(recipe(tmp_path), tmp_path / "runs")
+    whole = run(recipe(tmp_path), tmp_path / "whole")
+    assert said(planned)["improve/round3"] == said(whole)["improve/round3"] == NEEDLESS
+    assert written(planned, "table", "table.txt") == written(whole, "table", "table.txt")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("stop_by: choose", "stop_by: chose", "no stage 'chose' outside the rounds; did you mean 'choose'?"),
+        ("stop_by: choose", "stop_by: improve", "no stage 'improve' outside the rounds"),
+        ("stop_by: choose", "stop_by: table", "a stage of type table cannot decide; expected choose"),
+        (
+            "rounds:\n",
+            "matrix: {stages: [collect, improve], seeds: [0, 1]}\nrounds:\n",
+            "rounds that a matrix repeats cannot be stopped; leave `stop_by` out",
+        ),
+        (
+            '["improve/*", choose]}',
+            "[choose]}\n  - {type: train, name: more, model_from: improve, steps: 1}",
+            "improve/round4 may not be run, because of rounds.stop_by; read choose, or a list of all rounds",
+        ),
+    ],
+)
+def test_a_stop_that_cannot_work_is_a_mistake_of_the_recipe(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        recipe(tmp_path, text=TEXT.replace(old, new))
+    assert message in str(caught.value)
