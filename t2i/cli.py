@@ -139,12 +139,17 @@ def generate_command(
     guidance: Annotated[float, typer.Option("--guidance", help="Classifier-free guidance.")] = 7.5,
     images: Annotated[int, typer.Option("--images", help="Images per prompt.")] = 1,
     seed: Annotated[int, typer.Option("--seed", help="Seed that every image's seed comes from.")] = 0,
+    precision: Annotated[str, typer.Option("--precision", help="Of the model: fp32 or bf16.")] = "fp32",
+    offload: Annotated[
+        str, typer.Option("--offload", help="What waits in host memory beside a GPU: none, model or layers.")
+    ] = "none",
 ) -> None:
     """Generate images from a file of prompts or a suite, with or without a LoRA. The same call again is skipped."""
     from t2i.commands import generate
 
     numbers = {"steps": steps, "images": images, "seed": seed}
-    folder = generate(prompts, suite, model, adapter, expand, guidance=guidance, **numbers, root=runs_root())
+    held = {"precision": precision, "offload": offload}
+    folder = generate(prompts, suite, model, adapter, expand, guidance=guidance, **numbers, **held, root=runs_root())
     typer.echo(str(folder))
 
 

@@ -30,13 +30,15 @@ def generate(
     images: int,
     seed: int,
     root: Path,
+    precision: str = "fp32",
+    offload: str = "none",
 ) -> Path:
     """Run a generate stage under `root/generate`, on a file of prompts or a suite (NAME or NAME=SOURCE); returns its
     folder. expand: what writes the prompts out first (`shapes`, a model, or URL=MODEL of an endpoint)."""
     from t2i.data.prompts import PromptFile, SuitePrompts
     from t2i.engine import run
     from t2i.recipe import Recipe
-    from t2i.sampling import SamplingSettings
+    from t2i.sampling import Offload, SamplingPrecision, SamplingSettings
     from t2i.stages.generate import Generate
 
     if (prompts is None) == (suite is None):
@@ -46,6 +48,8 @@ def generate(
             raise ConfigError(f"{path}: no such file.")
     if min(steps, images) < 1 or guidance < 0 or seed < 0:
         raise ConfigError("--steps and --images must be at least 1, --guidance and --seed at least 0.")
+    _check_choice("--precision", precision, SamplingPrecision)
+    _check_choice("--offload", offload, Offload)
     name, _, source = (suite or "").partition("=")
     with _mistakes_as_config_errors("generate"):
         stage = Generate(
@@ -55,7 +59,9 @@ def generate(
             prompts=SuitePrompts(name=name, source=source or None) if prompts is None else PromptFile(path=prompts),
             expand=_upsampler(expand),
             images_per_prompt=images,
-            sampling=SamplingSettings(steps=steps, guidance_scale=float(guidance)),
+            sampling=SamplingSettings.model_validate(
+                {"steps": steps, "guidance_scale": float(guidance), "precision": precision, "offload": offload}
+            ),
         )
     [planned] = run(Recipe("generate", seed, (stage,)), root)
     return planned.folder

@@ -26,6 +26,9 @@ SCHEDULERS: dict[str, str] = {
 }
 
 
+SamplingPrecision = Literal["fp32", "bf16"]
+Offload = Literal["none", "model", "layers"]
+
 PROMPT_ARGUMENTS = ("prompt", "prompt_2", "prompt_3")
 """What pipelines call the texts for their encoders, in the order of the encoders."""
 
@@ -47,9 +50,9 @@ class SamplingSettings(FrozenModel):
     """Pixels, a multiple of 8; the model's own size if absent."""
     lora_scale: float = Field(default=1.0, ge=0)
     """Strength of the adapter."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: SamplingPrecision = "fp32"
     """Of the whole pipeline's weights and arithmetic. bf16 is twice as small and on a GPU several times as fast."""
-    offload: Literal["none", "model", "layers"] = speed_only("none")
+    offload: Offload = speed_only("none")
     """What waits in host memory until it is called, where there is a GPU: nothing; each of text encoders, denoiser and
     autoencoder; or, slowest and smallest, each layer. The images stay the same."""
 

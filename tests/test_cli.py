@@ -44,6 +44,8 @@ OPTIONS = {
         "--guidance",
         "--images",
         "--seed",
+        "--precision",
+        "--offload",
     ],
     "score": ["generations", "--scorers", "--output", "--option", "--report", "--strict"],
     "label": ["sources", "--output", "--port", "--seed"],

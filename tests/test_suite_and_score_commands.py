@@ -64,6 +64,8 @@ def test_generate_takes_a_file_or_a_suite(arguments: tuple[str, ...]) -> None:
         ("--steps", "1001", "steps: Input should be less than or equal to 1000"),
         ("--guidance", "nan", "guidance_scale: Input should be a finite number"),
         ("--seed", str(2**63), "seed: Input should be less than 9223372036854775808"),
+        ("--precision", "fp16", "--precision: 'fp16' is not known; expected one of fp32, bf16"),
+        ("--offload", "cpu", "--offload: 'cpu' is not known; expected one of none, model, layers"),
     ],
 )
 def test_what_the_generate_stage_refuses_is_bad_input(tmp_path: Path, option: str, value: str, message: str) -> None:
