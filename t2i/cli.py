@@ -148,8 +148,14 @@ def generate_command(
     from t2i.commands import generate
 
     numbers = {"steps": steps, "images": images, "seed": seed}
-    held = {"precision": precision, "offload": offload}
-    folder = generate(prompts, suite, model, adapter, expand, guidance=guidance, **numbers, **held, root=runs_root())
+    folder = generate(
+        *(prompts, suite, model, adapter, expand),
+        guidance=guidance,
+        precision=precision,
+        offload=offload,
+        root=runs_root(),
+        **numbers,
+    )
     typer.echo(str(folder))
 
 
