@@ -39,22 +39,17 @@ class Upsampler(FrozenModel):
 
 
 class ShapesUpsampler(Upsampler):
-    """Write prompts of the shapes world anew by its own grammar."""
+    """Write out prompts of the shapes world by its own grammar; what a prompt leaves open is drawn by lot."""
 
     type: Literal["shapes"] = "shapes"
-    style: Literal["complete", "near_miss"] = "complete"
-    """What a prompt leaves open is drawn by lot; or one thing that it says is changed, for hard negatives of pairs."""
 
     def load(self, seed: int) -> Expand:
         """Nothing to open. The draw depends on the seed and a prompt's text alone."""
-        from t2i.shapes.near_miss import near_miss
         from t2i.shapes.write_out import write_out
-
-        rewrite = write_out if self.style == "complete" else near_miss
 
         def expand(prompts: Sequence[Prompt]) -> Iterator[tuple[int, Caption | Refusal]]:
             for number, prompt in enumerate(prompts):
-                text = rewrite(prompt.text, seed)
+                text = write_out(prompt.text, seed)
                 yield number, Refusal("not a caption of the shapes world") if text is None else _by_rule(text)
 
         return expand
