@@ -29,6 +29,8 @@ test-gpu: $(READY)      ## every family at full size on a CUDA device, in less t
 
 claims: $(READY)        ## recompute every results table of the README
 	$(BIN)/python benchmarks/claims.py
+	$(BIN)/python benchmarks/alignment.py
+	$(BIN)/python benchmarks/guard.py
 
 pretrain: $(READY)      ## retrain the embedded models into t2i/shapes/assets
 	$(BIN)/python benchmarks/pretrain.py
