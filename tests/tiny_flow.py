@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import string
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,3 +180,13 @@ def t5_tokenizer() -> Any:
     pieces += [(f"▁{word}", -3.0) for word in tiny.WORDS]
     pieces += [(character, -6.0) for character in characters]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=77)
+
+
+FAMILIES: dict[str, Callable[[], Path]] = {
+    "sd1": tiny.sd1,
+    "sdxl": tiny.sdxl,
+    "pixart": pixart,
+    "sd3": sd3,
+    "flux": flux,
+}
+"""Family -> what writes its tiny checkpoint and returns the folder."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
-import tiny_flow
 import torch
+from tiny_flow import FAMILIES
 from torch import nn
 
 from t2i.families import load_family
@@ -24,13 +23,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "families"))
 import truths
 
 HALF = SpeedSettings(text_encoders="bf16")
-FAMILIES: dict[str, Callable[[], Path]] = {
-    "sd1": tiny.sd1,
-    "sdxl": tiny.sdxl,
-    "pixart": tiny_flow.pixart,
-    "sd3": tiny_flow.sd3,
-    "flux": tiny_flow.flux,
-}
 
 
 def dtypes(family: Any) -> dict[str, set[torch.dtype]]:
@@ -44,7 +36,10 @@ def test_what_is_held_in_bf16_is_the_model_cast_to_it(name: str) -> None:
     facts = exact.facts
     asked = held_dtypes(facts, LoraSettings(rank=2, base_bits=16), HALF)
     assert set(asked) == {facts.denoiser, *facts.text_encoders}
-    for held in (load_family(str(FAMILIES[name]()), dtype=asked), outline_family(str(FAMILIES[name]()), dtype=asked)):
+    for held in (
+        load_family(str(FAMILIES[name]()), dtype=asked),
+        outline_family(str(FAMILIES[name]()), dtype=asked),
+    ):
         expected = {part: {asked.get(part, torch.float32)} for part in dtypes(exact)}
         assert dtypes(held) == expected
     held = load_family(str(FAMILIES[name]()), dtype=asked)
@@ -100,7 +95,10 @@ def test_denoiser_takes_the_place_of_the_encoders(
 @pytest.mark.parametrize("name", FAMILIES)
 def test_text_encoders_in_bf16_tell_the_denoiser_nearly_the_same(name: str) -> None:
     losses = []
-    for asked in (None, dict.fromkeys(load_family(str(FAMILIES[name]())).facts.text_encoders, torch.bfloat16)):
+    for asked in (
+        None,
+        dict.fromkeys(load_family(str(FAMILIES[name]())).facts.text_encoders, torch.bfloat16),
+    ):
         family = load_family(str(FAMILIES[name]()), dtype=asked)
         modules = truths.adapted(family, trained=0.1)
         losses.append(truths.our_losses(family, modules, truths.fixed_batch(family)).detach())

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
-import tiny_flow
 import torch
+from tiny_flow import FAMILIES
 from torch import Tensor
 
 from t2i.errors import ConfigError, MissingDependencyError
@@ -21,14 +19,6 @@ from t2i.training.speed import apply_speed, attention_processors, check_speed, r
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "families"))
 import truths
-
-FAMILIES: dict[str, Callable[[], Path]] = {
-    "sd1": tiny.sd1,
-    "sdxl": tiny.sdxl,
-    "pixart": tiny_flow.pixart,
-    "sd3": tiny_flow.sd3,
-    "flux": tiny_flow.flux,
-}
 
 
 def load(name: str) -> ModelFamily:
