@@ -29,6 +29,7 @@ test-gpu: $(READY)      ## every family at full size on a CUDA device, in less t
 
 claims: $(READY)        ## recompute every results table of the README
 	$(BIN)/python benchmarks/claims.py
+	$(BIN)/python benchmarks/ablation.py
 	$(BIN)/python benchmarks/alignment.py
 	$(BIN)/python benchmarks/guard.py
 

@@ -34,7 +34,8 @@ class Matrix(FrozenModel):
     arms: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
     """Arm -> what it changes, as `stage.path.to.key: value`."""
     seeds: tuple[int, ...] = ()
-    """Seeds given to every repeated stage."""
+    """Seeds given to every repeated stage that states none of its own: generation that states one paints the same
+    prompts with the same noise for each."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> Matrix:
@@ -224,7 +225,7 @@ def _in_cell(
                 copied = copied.changed(copied.name, {inner: value}, document.place(key))
             except ValueError as error:
                 report(key, str(error))
-    if seed is not None:
+    if seed is not None and copied.data.get("seed") is None:
         copied = copied.changed(copied.name, {"seed": seed}, document.place(("matrix", "seeds")))
     return copied.rename_references(lambda name: name + suffix if name in inside else name)
 

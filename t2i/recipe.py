@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -196,8 +196,8 @@ class _Loader:
         for index, item in enumerate(items):
             matches = [other.name for other in earlier if isinstance(item, str) and _matches(other.name, item)]
             if isinstance(item, str) and "*" in item and not matches:
-                known = ", ".join(other.name for other in earlier)
-                problem = f"no earlier stage matches {item!r}; earlier stages: {known or 'none'}"
+                known = _in_short(other.name for other in earlier)
+                problem = f"no earlier stage matches {item!r}; earlier stages: {known}"
                 self.problems.append(draft.written(self.document).problem((name, index), problem))
             elif isinstance(item, str):
                 for match in matches or [item]:
@@ -282,6 +282,14 @@ _UNSAFE = "{} is not usable as a folder name; use letters, digits, _ and - (in a
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Compare part by part, so that `*` does not cross a slash."""
+    """Compare part by part, so that `*` does not cross a slash; `name/*` are all copies of a stage, however deep."""
     parts, patterns = name.split("/"), pattern.split("/")
+    if len(patterns) == 2 and patterns[1] == "*" and len(parts) > 2:
+        patterns += ["*"] * (len(parts) - 2)
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def _in_short(names: Iterable[str]) -> str:
+    """Names of stages, the copies of each as one: `train/...`."""
+    heads = [name.split("/", 1) for name in names]
+    return ", ".join(dict.fromkeys(f"{head[0]}/..." if len(head) > 1 else head[0] for head in heads)) or "none"

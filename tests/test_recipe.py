@@ -171,6 +171,27 @@ def test_a_matrix_of_seeds_or_of_arms_alone_has_shorter_names(tmp_path: Path) ->
     assert names(load(tmp_path, only + "arms: {x: {train.steps: 2}}}")) == ["train/x"]
 
 
+def test_a_stage_that_states_its_seed_keeps_it_in_a_matrix_of_seeds(tmp_path: Path) -> None:
+    text = MATRIX.replace("name: more,", "name: more, seed: 7,")
+    by_name = {stage.label: stage for stage in load(tmp_path, text).stages}
+    assert [by_name[name].seed for name in ("train/a/s0", "train/a/s1", "more/a/s0", "more/b/s1")] == [0, 1, 7, 7]
+
+
+def test_a_star_behind_the_name_of_a_stage_is_every_copy_of_it(tmp_path: Path) -> None:
+    """So that a recipe with arms takes seeds too."""
+    found = reads(load(tmp_path, MATRIX.replace('"more/*/s0", train/b/s1', '"more/*", "train/*/s1"')))
+    copies = ("more/a/s0", "more/a/s1", "more/b/s0", "more/b/s1")
+    assert found["table"] == {"arms_from": (*copies, "train/a/s1", "train/b/s1")}
+
+
+def test_a_wildcard_that_matches_nothing_is_refused_with_the_stages_in_short(tmp_path: Path) -> None:
+    text = MATRIX.replace("more/*/s0", "mroe/*")
+    message = (
+        "7  table.arms_from.0: no earlier stage matches 'mroe/*'; earlier stages: read, other, train/..., more/..."
+    )
+    assert problems(tmp_path, text) == [message]
+
+
 def test_mistakes_in_a_matrix_are_found_where_they_stand(tmp_path: Path) -> None:
     text = MATRIX.replace("stages: [train, more]", "stages: [train, mroe]")
     assert problems(tmp_path, text)[-1] == "9  matrix.stages.1: no stage 'mroe'; did you mean 'more'?"

@@ -113,6 +113,18 @@ def test_the_command_of_a_recipe_exists(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_the_settings_of_a_command_in_a_header_are_read(path: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    require_resources(path)
+    monkeypatch.chdir(tmp_path)
+    write_prompts(tmp_path)
+    (tmp_path / "my_photos").mkdir()
+    commands = [line.split(f"t2i run {path.stem}", 1)[1].split() for line in header(path) if "t2i run" in line]
+    for words in commands:
+        Recipe.load(path, [word for word in words if "=" in word])
+    assert commands or "make" in path.read_text()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_a_recipe_plans(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require_resources(path)
     monkeypatch.chdir(tmp_path)
