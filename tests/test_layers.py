@@ -13,7 +13,8 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 
 LAYERS = (
-    {"errors", "suggestions", "document", "config", "records", "resources", "processes", "encoder_texts"},
+    {"errors", "suggestions", "document", "credentials", "config", "records", "resources", "processes"}
+    | {"encoder_texts"},
     {"randomness", "noise", "timesteps"},
     {"objectives", "families", "shapes", "rewards"},
     {"training", "sampling", "data", "captioners", "lora", "export", "report"},

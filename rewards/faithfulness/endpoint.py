@@ -47,9 +47,11 @@ class ChatEndpoint:
         parallel: int = 4,
     ) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+        is_plain = not ("@" in parts.netloc or parts.query or parts.fragment)
+        if parts.scheme not in ("http", "https") or not parts.hostname or not is_plain:
             raise InputError(
-                f"endpoint {parts.hostname or url!r}: expected an address such as http://localhost:8000/v1."
+                f"endpoint {parts.hostname or 'without a host'}: expected an address such as http://localhost:8000/v1, "
+                "without user name, password or query."
             )
         if attempts < 1 or parallel < 1 or timeout_s <= 0 or backoff_s < 0:
             raise InputError("endpoint: attempts, parallel and timeout_s must be positive, backoff_s not negative.")
@@ -88,6 +90,11 @@ class ChatEndpoint:
             raise InputError(
                 f"endpoint: the environment variable {self._key_env} is not set; set it, or key_env: null."
             )
+        if not key.isascii() or not key.isprintable() or key != key.strip():
+            # http.client would show the key in its own message.
+            raise InputError(
+                f"endpoint: the value of {self._key_env} has spaces, line ends or other characters no key has."
+            )
         return headers | {"Authorization": f"Bearer {key}"}
 
     def _one(self, messages: Messages, options: dict[str, object], headers: dict[str, str]) -> dict[str, object]:
@@ -102,7 +109,7 @@ class ChatEndpoint:
                 with _OPENER.open(request, timeout=self._timeout_s) as response:
                     return _first_choice(response.read(), self.url)
             except urllib.error.HTTPError as error:
-                reason = f"{error.code} {_excerpt(error)}"
+                reason = f"{error.code} {_excerpt(error, headers)}"
                 if error.code not in _RETRIED:
                     raise ModelError(f"{self.url}: refused ({reason}); check url, model and key.") from None
                 wait_s = _retry_after(error.headers, wait_s)
@@ -163,11 +170,15 @@ def _first_choice(data: bytes, url: str) -> dict[str, object]:
     return choice
 
 
-def _excerpt(error: urllib.error.HTTPError) -> str:
+def _excerpt(error: urllib.error.HTTPError, headers: dict[str, str]) -> str:
+    """The beginning of what a server says to an error, without the key, which some repeat."""
+    key = headers.get("Authorization", "").removeprefix("Bearer ")
     try:
-        return " ".join(error.read(300).decode("utf-8", "replace").split())
+        text = error.read(65_536).decode("utf-8", "replace")
     except (OSError, HTTPException):
         return ""
+    # Cut afterwards: half a key would not be recognised.
+    return " ".join((text.replace(key, "***") if key else text)[:300].split())
 
 
 def _retry_after(headers: Message, otherwise: float) -> float:

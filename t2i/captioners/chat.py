@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -9,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Protocol, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from t2i.captioners.base import Refusal
 from t2i.config import FrozenModel, LocalPath, ModelPath, speed_only
+from t2i.credentials import credential_in
 from t2i.records import Origin
 
 MAX_SIDE_PX = 1024
@@ -109,6 +111,21 @@ class EndpointModel(FrozenModel):
     """Length of an answer, at most."""
     max_side_px: int = Field(default=MAX_SIDE_PX, ge=16)
     """Images are scaled down to this longer side before they are sent."""
+
+    @field_validator("url")
+    @classmethod
+    def _no_password(cls, url: str) -> str:
+        if found := credential_in(url):
+            raise ValueError(f"holds {found}, which would be written down; use key_env")
+        return url
+
+    @field_validator("key_env")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        # Names of variables are in capitals, keys are not: who writes the key itself here must not find it in a lock.
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise ValueError("expected the name of an environment variable in capitals, not the key itself")
+        return name
 
     def open(self) -> Chat:
         """The client."""

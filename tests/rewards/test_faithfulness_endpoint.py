@@ -178,6 +178,30 @@ def test_the_key_is_sent_and_never_told(serve: Callable, monkeypatch: pytest.Mon
     assert "secret-value" not in str(caught.value) + str(endpoint.fingerprint()) + str(vars(endpoint))
 
 
+def test_a_server_that_repeats_the_key_does_not_bring_it_into_an_error(serve: Callable, monkeypatch: Any):
+    monkeypatch.setenv("TEST_ENDPOINT_KEY", "secret-value")
+    for padding in (0, 280, 295):
+        server = serve(lambda body, number, padding=padding: (401, {}, b"x" * padding + b" Bearer secret-value is bad"))
+        with pytest.raises(ModelError, match="refused") as caught:
+            ChatEndpoint(server.url, "m", "TEST_ENDPOINT_KEY").complete([say("hello")])
+        assert "secret" not in str(caught.value)
+
+
+def test_a_key_with_a_line_end_is_refused_without_being_told(monkeypatch: pytest.MonkeyPatch):
+    """As `export KEY="$(cat file)"` never gives, but env files do."""
+    monkeypatch.setenv("TEST_ENDPOINT_KEY", "secret-value\r")
+    with pytest.raises(InputError, match="TEST_ENDPOINT_KEY has spaces") as caught:
+        ChatEndpoint("http://localhost:1/v1", "m", "TEST_ENDPOINT_KEY").complete([say("hello")])
+    assert "secret-value" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://me:pw@host/v1", "http://:pw@host/v1", "http://host/v1?key=pw", "me:pw@host"])
+def test_an_address_with_a_password_is_refused_without_being_told(url: str):
+    with pytest.raises(InputError, match="without user name, password or query") as caught:
+        ChatEndpoint(url, "m", None)
+    assert "pw" not in str(caught.value).replace("password", "")
+
+
 def test_a_server_without_probabilities_cannot_say_how_probable_yes_is(serve: Callable, images: list):
     server = serve(lambda body, number: completion("Yes"))
     backend = load_backend({"name": "endpoint", "url": server.url, "model": "judge", "key_env": None})

@@ -1,0 +1,92 @@
+"""No key, token or password gets from a recipe, a command or an error into anything that is written or printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from t2i import cli
+from t2i.credentials import credential_in
+from t2i.errors import ConfigError
+from t2i.recipe import Recipe
+
+RECIPE = """\
+model: MODEL
+stages:
+  - type: generate
+    prompts: {type: list, prompts: [a cat]}
+  - type: caption
+    data: {type: folder, path: .}
+    captioner: CHAT
+"""
+TOKEN = "hf_" + "abcdefghij" * 3 + "abcd"
+CREDENTIALS = [
+    "https://me:hunter2@example.org/v1",
+    "https://:hunter2@example.org/v1",
+    "http://example.org/v1?api_key=hunter2",
+    TOKEN,
+    "sk-proj-" + "hunter2_" * 4,
+]
+
+
+@pytest.mark.parametrize("text", CREDENTIALS)
+def test_a_credential_in_a_recipe_is_refused_without_being_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE.replace("MODEL", "a/b").replace("CHAT", f"{{type: endpoint, url: '{text}', model: m}}"))
+    with pytest.raises(ConfigError) as caught:
+        Recipe.load(path)
+    [line] = str(caught.value).split("\n")
+    assert line.startswith(f"{path}:7  stages.1.captioner.url: holds an a")
+    assert "hunter2" not in line
+    assert TOKEN not in line
+
+
+def test_a_credential_in_an_override_or_a_key_is_refused_too(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE.replace("MODEL", "a/b").replace("CHAT", "{type: vlm, model: c/d}"))
+    with pytest.raises(ConfigError, match="model: holds an access token") as caught:
+        Recipe.load(path, [f"model={TOKEN}"])
+    assert TOKEN not in str(caught.value)
+    path.write_text(f"{TOKEN}: 1\nstages: []\n")
+    with pytest.raises(ConfigError, match="holds an access token") as caught:
+        Recipe.load(path)
+    assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "http://localhost:8000/v1",
+        "http://[::1]:8000/v1",
+        "a person @home, see https://example.org/about?page=2",
+        "write to me@example.org",
+        "hf_transfer",
+        "sk-learn",
+        "0123456789abcdef0123456789abcdef01234567",
+    ],
+)
+def test_ordinary_texts_are_no_credentials(text: str) -> None:
+    assert credential_in(text) == ""
+
+
+def test_a_key_in_the_place_of_its_variable_is_refused_without_being_told(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    chat = "{type: endpoint, url: 'http://localhost:1/v1', model: m, key_env: hunter2key}"
+    path.write_text(RECIPE.replace("MODEL", "a/b").replace("CHAT", chat))
+    with pytest.raises(ConfigError, match="key_env: expected the name of an environment variable") as caught:
+        Recipe.load(path)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_password_on_the_command_line_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("T2I_RUNS", str(tmp_path / "runs"))
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("a cat\n")
+    words = ["generate", "--model", "pkg:t2i.shapes/assets/pipeline", "--prompts", str(prompts)]
+    result = CliRunner().invoke(cli.app, [*words, "--expand", "http://me:hunter2@localhost:1/v1=m"])
+    assert result.exit_code == 2
+    assert "hunter2" not in result.output
+    assert not any(b"hunter2" in file.read_bytes() for file in (tmp_path / "runs").rglob("*") if file.is_file())
