@@ -159,6 +159,14 @@ def fill(model: torch.nn.Module, state: dict[str, torch.Tensor], source: str) ->
     model.load_state_dict({key: state[key] for key in expected})
 
 
+def reason(error: Exception) -> str:
+    """First line of what transformers says about a checkpoint that does not open, without its advice to trust."""
+    if "trust_remote_code" in str(error):
+        return "it brings code of its own, which is never run; use a checkpoint of a class that transformers has"
+    [line, *_] = str(error).strip().splitlines() or [type(error).__name__]
+    return line
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Files that hold the weights: safetensors before pickle, one file before shards. Raises ModelError if none."""
     for name in (
@@ -178,6 +186,9 @@ def _shards(index: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{index}: not an index of weight shards ({error!r}).") from error
+    strays = [name for name in names if Path(name).name != name]
+    if strays:
+        raise ModelError(f"{index}: names {strays[0]!r}; expected files beside it.")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise ModelError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from PIL import Image
 
+from rewards.checkpoints import reason
 from rewards.clip_source import ClipSource
 from rewards.devices import full_precision, runtime_facts, torch_device
 from rewards.errors import InputError, ModelError
@@ -137,10 +138,9 @@ class ClipEncoder:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(self.source.folder))
+            tokenizer = AutoTokenizer.from_pretrained(str(self.source.folder), trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ModelError(f"{self.source.label}: no readable tokenizer ({reason}).") from error
+            raise ModelError(f"{self.source.label}: no readable tokenizer ({reason(error)}).") from error
         if self.source.config.model_type == "clip":
             _check_end_token(self.source.label, self._text_config.eos_token_id, tokenizer)
         return tokenizer

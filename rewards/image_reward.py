@@ -17,7 +17,7 @@ import numpy as np
 
 from rewards.affine_head import AffineHead, collapse
 from rewards.base import ImageLike, Preprocessing, ScorerCard, Scores1D, check_prompts, check_scores, open_batch
-from rewards.checkpoints import files_hash, fill, local_file, read_state, settings_files, settings_folder
+from rewards.checkpoints import files_hash, fill, local_file, read_state, reason, settings_files, settings_folder
 from rewards.clip_head import published
 from rewards.devices import full_precision, runtime_facts, torch_device
 from rewards.errors import InputError, ModelError
@@ -207,9 +207,9 @@ class ImageReward:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(str(settings_folder(self._tokenizer_id)))
+            return AutoTokenizer.from_pretrained(str(settings_folder(self._tokenizer_id)), trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ModelError(f"{self._tokenizer_id}: no readable tokenizer ({str(error).splitlines()[0]}).") from error
+            raise ModelError(f"{self._tokenizer_id}: no readable tokenizer ({reason(error)}).") from error
 
     @cached_property
     def _preprocessor(self) -> Preprocessor:

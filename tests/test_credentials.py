@@ -1,4 +1,4 @@
-"""No key, token or password gets from a recipe, a command or an error into anything that is written or printed."""
+"""What a recipe says can neither give a secret away nor write outside of its folder."""
 
 from __future__ import annotations
 
@@ -85,8 +85,17 @@ def test_a_password_on_the_command_line_is_not_told(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("T2I_RUNS", str(tmp_path / "runs"))
     prompts = tmp_path / "p.txt"
     prompts.write_text("a cat\n")
-    words = ["generate", "--model", "pkg:t2i.shapes/assets/pipeline", "--prompts", str(prompts)]
+    words = ["generate", str(prompts), "--model", "pkg:t2i.shapes/assets/pipeline"]
     result = CliRunner().invoke(cli.app, [*words, "--expand", "http://me:hunter2@localhost:1/v1=m"])
     assert result.exit_code == 2
+    assert "holds an address with a user name or password" in result.output
     assert "hunter2" not in result.output
     assert not any(b"hunter2" in file.read_bytes() for file in (tmp_path / "runs").rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("name", ["..", ".", ".hidden", "a/b", "../a"])
+def test_an_exported_file_cannot_leave_its_folder(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(f"stages:\n  - {{type: train}}\n  - {{type: export, weights_from: train, file_name: '{name}'}}\n")
+    with pytest.raises(ConfigError, match=r"export\.file_name: "):
+        Recipe.load(path)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rewards.checkpoints import files_hash, settings_files, weight_files
+from rewards.checkpoints import files_hash, reason, settings_files, weight_files
 from rewards.devices import no_progress_bar, torch_device
 from rewards.errors import InputError, ModelError
 
@@ -39,10 +39,10 @@ def load_model(model_class: Any, folder: Path, model_id: str, device: str, dtype
     try:
         with no_progress_bar():
             model, report = model_class.from_pretrained(
-                str(folder), dtype=getattr(torch, dtype), output_loading_info=True
+                str(folder), dtype=getattr(torch, dtype), output_loading_info=True, trust_remote_code=False
             )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{model_id}: cannot be opened as {model_class.__name__} ({_first_line(error)}).") from error
+        raise ModelError(f"{model_id}: cannot be opened as {model_class.__name__} ({reason(error)}).") from error
     if report["missing_keys"]:
         first = sorted(report["missing_keys"])[0]
         raise ModelError(f"{model_id}: {len(report['missing_keys'])} weights are missing, first {first}.")
@@ -56,9 +56,9 @@ def load_tokenizer(folder: Path, model_id: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{model_id}: no readable tokenizer ({_first_line(error)}).") from error
+        raise ModelError(f"{model_id}: no readable tokenizer ({reason(error)}).") from error
 
 
 def load_config(folder: Path, model_id: str) -> Any:
@@ -66,9 +66,9 @@ def load_config(folder: Path, model_id: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(str(folder))
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{model_id}: no readable config.json ({_first_line(error)}).") from error
+        raise ModelError(f"{model_id}: no readable config.json ({reason(error)}).") from error
 
 
 def load_processor(folder: Path, model_id: str) -> Any:
@@ -95,9 +95,9 @@ def load_processor(folder: Path, model_id: str) -> Any:
             processor_class.__name__, (processor_class,), {"get_attributes": classmethod(lambda cls: list(kept))}
         )
     try:
-        return processor_class.from_pretrained(str(folder))
+        return processor_class.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        raise ModelError(f"{model_id}: {class_name} cannot be built ({_first_line(error)}).") from error
+        raise ModelError(f"{model_id}: {class_name} cannot be built ({reason(error)}).") from error
 
 
 def single_token(tokenizer: Any, word: str, model_id: str) -> int:
@@ -131,8 +131,3 @@ def to_device(inputs: Any, device: torch.device, dtype: torch.dtype) -> dict[str
     return {
         key: value.to(device, dtype) if value.is_floating_point() else value.to(device) for key, value in inputs.items()
     }
-
-
-def _first_line(error: Exception) -> str:
-    [reason, *_] = str(error).strip().splitlines() or [type(error).__name__]
-    return reason

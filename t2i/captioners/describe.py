@@ -205,13 +205,16 @@ def token_counters(budgets: Mapping[str, TokenBudget]) -> dict[str, Any]:
         return {}
     from transformers import AutoTokenizer
 
+    from rewards.checkpoints import reason
+
     found = {}
     for name, budget in budgets.items():
         path = resolve_path(budget.tokenizer)
         try:
-            found[name] = AutoTokenizer.from_pretrained(str(path) if path.exists() else budget.tokenizer)
+            place = str(path) if path.exists() else budget.tokenizer
+            found[name] = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{budget.tokenizer}: no readable tokenizer ({error}).") from error
+            raise ModelError(f"{budget.tokenizer}: no readable tokenizer ({reason(error)}).") from error
     return found
 
 

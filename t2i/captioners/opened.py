@@ -120,10 +120,13 @@ def _reads_images(folder: Path) -> bool:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+    from rewards.checkpoints import reason
+
     try:
-        return AutoConfig.from_pretrained(str(folder)).model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        return config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder}: no readable config.json ({error}).") from error
+        raise ModelError(f"{folder}: no readable config.json ({reason(error)}).") from error
 
 
 def _opened(folder: Path, settings: LocalModel, reads_images: bool) -> tuple[Any, Any]:

@@ -117,6 +117,9 @@ def _shards(index: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{index}: not an index of safetensors shards.") from error
+    strays = [name for name in names if Path(name).name != name]
+    if strays:
+        raise ModelError(f"{index}: names {strays[0]!r}; expected files beside it.")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise ModelError(f"{index.parent}: lacks {', '.join(missing)}; the checkpoint is incomplete.")

@@ -41,7 +41,7 @@ class Export(Stage):
     """Of the written weights; fp32 keeps every bit."""
     compare_from: str | None = None
     """A compare stage, whose scores without and with the adapter go into the files and the model card."""
-    file_name: str = Field(default="", pattern=r"^[\w.-]*$")
+    file_name: str = Field(default="", pattern=r"^([\w-][\w.-]*)?$")
     """Stem of the files; the recipe's name if empty."""
 
     def run(self, context: StageContext) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ import tiny
 from full_records import FULL
 from PIL import Image
 
-from t2i.data.formats.base import BrokenRow, FormatSource, Once
+from t2i.data.formats.base import BrokenRow, FormatSource, Once, Row
 from t2i.data.formats.json_files import write_captions_json, write_kohya
 from t2i.data.formats.metadata import write_metadata
 from t2i.data.formats.sidecars import write_sidecars
@@ -188,6 +189,79 @@ def test_hub_layout_is_streamed_with_its_bytes_untouched(tmp_path: Path, monkeyp
     assert found[0].origin.licence == "MIT"
     with pytest.raises(DataError, match="no column text; it has image, prompts, number"):
         read(HubSource(path=str(tmp_path / "set"), captions={"text": "alt"}), tmp_path / "run")
+
+
+def write_paths(folder: Path, *paths: str) -> Path:
+    """A data set whose rows name files instead of holding images."""
+    folder.mkdir(exist_ok=True)
+    rows = [{"image": {"bytes": None, "path": path}, "text": "a"} for path in paths]
+    features = {"info": {"features": {"image": {"_type": "Image"}}}}
+    table = pa.Table.from_pylist(rows).replace_schema_metadata({"huggingface": json.dumps(features)})
+    pq.write_table(table, folder / "train.parquet")
+    return folder
+
+
+def test_a_row_of_a_hub_layout_may_name_a_file_of_the_data_set_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    (tmp_path / "secret.png").write_bytes(png("red"))
+    folder = write_paths(tmp_path / "set", "own.png", "../secret.png", str(tmp_path / "secret.png"), "absent.png")
+    (folder / "own.png").write_bytes(png("green"))
+    source = HubSource(path=str(folder), captions={"text": "alt"})
+    own, up, absolute, absent = source.rows()
+    assert isinstance(own, Row)
+    assert own.image == png("green")
+    for row in (up, absolute):
+        assert isinstance(row, BrokenRow)
+        assert "leads out of" in row.reason
+    assert isinstance(absent, BrokenRow)
+    assert "no file 'absent.png'" in absent.reason
+
+
+def test_a_hub_data_set_is_read_at_the_commit_that_its_images_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub is a folder here, and hf:// a file system in memory: neither is reached from a test."""
+    import datasets
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+    from fsspec.registry import _registry
+
+    commit = "a" * 40
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    own = f"hf://datasets/owner/name@{commit}/own.png"
+    folder = write_paths(
+        tmp_path / "set", own, "/etc/hostname", f"hf://datasets/other/name@{commit}/own.png", f"{own}x"
+    )
+    asked = []
+
+    def load(name: str, *args: Any, revision: str, **kwargs: Any) -> Any:
+        asked.append((name, revision))
+        return load_dataset(str(folder), *args, **kwargs)
+
+    load_dataset = datasets.load_dataset
+    monkeypatch.setattr("datasets.load_dataset", load)
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.dataset_info", lambda self, name, revision: SimpleNamespace(sha=commit, name=name)
+    )
+    monkeypatch.setitem(_registry, "hf", MemoryFileSystem)
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    with fsspec.open(own, "wb") as file:
+        file.write(png("green"))  # pyright: ignore[reportAttributeAccessIssue]
+    rows = list(HubSource(path="owner/name", captions={"text": "alt"}).rows())
+    assert asked == [("owner/name", commit)]
+    first, *broken = rows
+    assert isinstance(first, Row)
+    assert (first.image, first.origin and first.origin.dataset) == (png("green"), f"owner/name@{commit}")
+    assert [isinstance(row, BrokenRow) for row in broken] == [True] * 3
+    assert ["is no file of the data set" in str(row) for row in broken] == [True, True, False]
+
+
+def test_a_hub_data_set_that_cannot_be_had_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=r"owner/name \[train\]: cannot be opened"):
+        next(iter(HubSource(path="owner/name", captions={"text": "alt"}).rows()))
 
 
 def test_sidecars_are_written_in_the_dialect_or_not_at_all(tmp_path: Path) -> None:

@@ -177,6 +177,12 @@ def missing_shard(folder: Path) -> None:
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
 
 
+def stray_shard(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "stray.safetensors")
+    index = {"weight_map": {"conv_in.weight": "../stray.safetensors"}}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+
+
 def other_width(folder: Path) -> None:
     change(folder / "unet/config.json", block_out_channels=[16, 64])
 
@@ -211,6 +217,7 @@ BREAKS: dict[Callable[[Path], None], str] = {
     pickled_text_encoder: r"pickled .* pytorch_model\.bin pytorch_model\.safetensors",
     other_variant: r"found diffusion_pytorch_model\.fp16\.safetensors, another variant",
     missing_shard: "lacks diffusion_pytorch_model-00001-of-00002",
+    stray_shard: "names '../stray.safetensors'; expected files beside it",
     other_width: "cannot be loaded as StableDiffusionPipeline",
     without_tokenizer: "lacks tokenizer/",
     without_vocabulary: "lacks tokenizer/",
