@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
@@ -51,11 +52,14 @@ class EmbeddingRules(FrozenModel):
             with reward_errors():
                 _ = self._open().source.config
 
-    def checks(self, seed: int, name: Name) -> Iterator[Check]:
-        """The rules that are set; copies go first, so that they do not count for their concept."""
+    def checks(self, seed: int, name: Name, folder: Path) -> Iterator[Check]:
+        """The rules that are set; copies go first, so that they do not count for their concept.
+
+        folder: where embeddings wait for the end of the stage.
+        """
         from t2i.data.quality.embeddings import ImageEmbeddings, crowded, near_embeddings
 
-        known = ImageEmbeddings(self._open())
+        known = ImageEmbeddings(self._open(), folder)
 
         def embed(records: Sequence[CaptionedImage]) -> Vectors:
             with reward_errors():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from t2i.data.quality.sieve import Check, Dropped
 
 SCORES_FOLDER = "scores"
+EMBEDDINGS_FOLDER = "embeddings"
 
 
 class Filter(Stage):
@@ -143,7 +144,8 @@ class Filter(Stage):
                 f"all {len(records)} images were dropped: {reasons}; see {context.folder / 'dropped.jsonl'}."
             )
         save_records(context.folder, (self._scored(row, scores) for row in sieve.left))
-        shutil.rmtree(context.folder / SCORES_FOLDER, ignore_errors=True)
+        for waiting in (SCORES_FOLDER, EMBEDDINGS_FOLDER):
+            shutil.rmtree(context.folder / waiting, ignore_errors=True)
         kept = len(sieve.kept)
         return {"images": len(records), "kept": kept, "dropped": len(records) - kept, "reasons": reasons}
 
@@ -171,7 +173,8 @@ class Filter(Stage):
             limit = self.min_sharpness
             yield lambda rows: blurred(rows, limit)
         if self.embeddings is not None:
-            yield from self.embeddings.checks(context.seed, lambda row: image_name(context.folder, row.image))
+            name, folder = (lambda row: image_name(context.folder, row.image)), context.folder / EMBEDDINGS_FOLDER
+            yield from self.embeddings.checks(context.seed, name, folder)
         for number, score in enumerate(self.scores):
             yield score.check(context.folder / SCORES_FOLDER / f"{number:02d}", scores[score.label].__setitem__)
 

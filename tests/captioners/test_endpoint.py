@@ -21,7 +21,7 @@ from t2i.errors import DataError, ModelError
 from t2i.records import Caption, CaptionedImage
 from t2i.stages.caption import CaptionStage
 
-IMAGES = 1000
+IMAGES = int(os.environ.get("T2I_ENDPOINT_IMAGES", "1000"))
 PARALLEL = 16
 TESTS = Path(__file__).parents[1]
 PATHS = os.pathsep.join([str(TESTS.parent), str(TESTS)])
@@ -92,7 +92,7 @@ def test_every_image_ends_with_one_good_caption_or_a_reason_whatever_happens(tmp
     # Cut captions are listed with what there is of them, and nothing else is refused.
     assert {row["reason"] for row in refused} == {"cut at max_tokens (finish_reason length)"}
     assert all(row["text"] == "A wall in" for row in refused)
-    assert 5 < len(refused) < 40
+    assert 0.005 * IMAGES < len(refused) < 0.04 * IMAGES
     # Only what was on its way when the client was killed was answered twice.
     assert sum(times - 1 for times in stub.answered.values()) <= 2 * PARALLEL + stub.calls // 100
     everything = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]

@@ -12,6 +12,7 @@ import tiny
 from PIL import Image
 from pydantic import ValidationError
 
+from rewards.clip_encoder import ClipEncoder
 from t2i.data.images import seen_size
 from t2i.data.sources import load_records, save_records
 from t2i.errors import ModelError
@@ -102,3 +103,26 @@ def test_encoder_that_is_no_clip_is_told_before_anything_runs(tmp_path: Path) ->
     fields = {"data_from": "caption", "embeddings": {"encoder": str(tmp_path), "near": 0.9}}
     with pytest.raises(ModelError, match="bert"):
         tiny.from_recipe(Filter, fields).check()
+
+
+def test_an_interrupted_run_goes_on_with_the_batch_it_was_in(
+    tmp_path: Path, planted: list[CaptionedImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run(tmp_path / "whole", planted, near=0.98, clusters=2, kept_per_cluster=3, batch_size=5)
+    encode, sizes = ClipEncoder.encode_images, []
+
+    def interrupted(self: ClipEncoder, images: Any) -> Any:
+        if len(sizes) == 3:
+            raise KeyboardInterrupt
+        sizes.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(ClipEncoder, "encode_images", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", planted, near=0.98, clusters=2, kept_per_cluster=3, batch_size=5)
+    folder = tmp_path / "cut/run/filter/embeddings"
+    assert len(list(folder.iterdir())) == 3
+    sizes.insert(0, 0)  # past the interruption
+    assert run(tmp_path / "cut", planted, near=0.98, clusters=2, kept_per_cluster=3, batch_size=5) == expected
+    assert sizes[4:] == [5, 5, 5, 2]
+    assert not folder.exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from t2i.data.quality.sieve import Dropped
 from t2i.errors import DataError
 from t2i.randomness import generator
-from t2i.records import CaptionedImage
+from t2i.records import CaptionedImage, write_bytes
 
 if TYPE_CHECKING:
     from rewards.clip_encoder import ClipEncoder
@@ -34,25 +36,39 @@ ITERATIONS = 30
 
 @dataclass
 class ImageEmbeddings:
-    """Embeddings by an encoder, each image encoded once however many checks ask."""
+    """Embeddings by an encoder, each image encoded once however many checks ask, and however often a run is killed."""
 
     encoder: ClipEncoder
+    folder: Path
+    """Where finished batches are kept, under the hash of their images."""
     _known: dict[str, Vectors] = field(default_factory=dict)
 
     def of(self, records: Sequence[CaptionedImage]) -> Vectors:
         """[n, D] unit vectors, float32. Raises DataError for an image that cannot be read."""
-        from t2i.data.images import open_image
         from t2i.training.progress import progress_bar
 
-        paths = [row.image for row in records]
-        unknown = [path for path in dict.fromkeys(paths) if path not in self._known]
+        unknown = list({row.image: row for row in records if row.image not in self._known}.values())
         with progress_bar("encoding images", 0, len(unknown)) as advance:
             for start in range(0, len(unknown), self.encoder.batch_size):
                 batch = unknown[start : start + self.encoder.batch_size]
-                found = self.encoder.encode_images([open_image(Path(path)) for path in batch])
-                self._known.update(zip(batch, self.encoder.check_embeddings(found).cpu().numpy(), strict=True))
+                self._known.update(zip((row.image for row in batch), self._batch(batch), strict=True))
                 advance(start + len(batch))
-        return np.stack([self._known[path] for path in paths])
+        return np.stack([self._known[row.image] for row in records])
+
+    def _batch(self, batch: Sequence[CaptionedImage]) -> Vectors:
+        """A batch is encoded whole or read whole: in another one an image's vector could differ in its last bits."""
+        from t2i.data.images import open_image
+
+        path = self.folder / f"{hashlib.sha256(chr(10).join(row.id for row in batch).encode()).hexdigest()[:32]}.npy"
+        if path.is_file():
+            return np.load(path, allow_pickle=False)
+        found = self.encoder.encode_images([open_image(Path(row.image)) for row in batch])
+        vectors = self.encoder.check_embeddings(found).cpu().numpy()
+        file = io.BytesIO()
+        np.save(file, vectors, allow_pickle=False)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, file.getvalue())
+        return vectors
 
 
 def near_vectors(vectors: Vectors, at_least: float, *, block: int = BLOCK) -> Iterator[tuple[int, int, float]]:
