@@ -53,11 +53,10 @@ class Sieve:
     def apply(self, check: Check) -> Iterator[bytes]:
         """Run a check over what is left; yields a line of JSON for each record it drops."""
         left = self.left
-        dropped = array("I")
+        is_dropped = bytearray(len(left))
         for place, reason in check(left):
-            dropped.append(place)
+            is_dropped[place] = True
             self.reasons[reason.split(":")[0]] += 1
             line = json.dumps({"image": self._name(left[place]), "reason": reason}, ensure_ascii=False)
             yield (line + "\n").encode()
-        gone = set(dropped)
-        self.kept = array("I", (number for place, number in enumerate(self.kept) if place not in gone))
+        self.kept = array("I", (number for number, gone in zip(self.kept, is_dropped, strict=True) if not gone))
