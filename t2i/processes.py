@@ -61,7 +61,7 @@ def check_launch() -> None:
     if asked > 1:
         raise ConfigError(
             f"accelerate launch started one process where {asked} were asked for, as it does on CPUs; "
-            f"use torchrun --nproc_per_node {asked} -m t2i.cli run RECIPE."
+            f"use torchrun --nproc_per_node {asked} -m t2i run RECIPE."
         )
 
 

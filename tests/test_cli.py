@@ -91,6 +91,15 @@ def test_the_options_are_frozen() -> None:
     assert options(typer.main.get_command(cli.app)) == OPTIONS
 
 
+def test_the_package_itself_is_the_command(tmp_path: Path) -> None:
+    bad = tmp_path / "r.yaml"
+    bad.write_text("stages: []\n")
+    words = [sys.executable, "-m", "t2i", "plan", str(bad)]
+    ended = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "stages" in ended.stderr
+
+
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
     code = "import sys; from t2i.cli import app\ntry: app(['--help'])\nexcept SystemExit: pass\n"
     code += "print(sorted({'torch', 'pydantic', 't2i.recipe'} & set(sys.modules)))"

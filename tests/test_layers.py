@@ -22,7 +22,7 @@ LAYERS = (
     {"recipe", "rounds", "expansion", "changes", "provenance", "rundir", "disk", "engine", "inspection", "starter"}
     | {"label", "commands", "doctor", "locked_inputs", "runlock"},
     {"cli"},
-    {"__init__"},
+    {"__init__", "__main__"},
 )
 UNMIXED = {"objectives", "families", "shapes"}
 """Parts that know nothing of each other, although they stand in one layer."""
