@@ -16,8 +16,9 @@ from torch import nn
 from t2i.data.images import content_id
 from t2i.families.base import ModelFamily
 from t2i.families.recognise import FAMILIES
+from t2i.files import write_bytes
 from t2i.randomness import generator
-from t2i.records import Caption, CaptionedImage, write_bytes
+from t2i.records import Caption, CaptionedImage
 
 CAPTIONS = (
     "a brown dog runs along a beach with a red ball in its mouth",

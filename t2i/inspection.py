@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from t2i.data.preview import Preview
 from t2i.engine import PlannedStage
-from t2i.records import write_text
+from t2i.files import write_text
 from t2i.stages.base import InspectContext
 
 SHOWN = 10

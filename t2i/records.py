@@ -6,21 +6,19 @@ renamed, so a reader never sees half of it. Image paths are relative to the fold
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from t2i.errors import DataError
+from t2i.files import write_parts
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 Row = TypeVar("Row", "CaptionedImage", "ExpandedPrompt", "GeneratedImage", "PreferencePair", "Prompt", "ScoredImage")
 
@@ -222,49 +220,6 @@ class PreferencePair:
     def group(self) -> str:
         """What counts as one observation: the prompt, or of pairs without one, the chosen image."""
         return self.prompt_id or self.prompt or self.chosen_id
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is either absent, the old one, or whole: temporary name, fsync, rename."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """As `write_text`, for bytes."""
-    write_parts(path, [data])
-
-
-def write_parts(path: Path, parts: Iterable[bytes]) -> None:
-    """As `write_text`, for bytes that are made one after the other and need not fit into memory."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; what the block wrote there takes its place, or is removed if the block fails."""
-    # Not the process id alone: folders may be shared with other machines.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically. Equal tensors and metadata give equal bytes."""
-    from safetensors.torch import save
-
-    data = save({name: value.contiguous() for name, value in tensors.items()}, metadata=dict(metadata or {}) or None)
-    # The library writes the metadata in another order in every process (a hash map of Rust).
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8:end]), sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    write_bytes(path, len(header).to_bytes(8, "little") + header + data[end:])
 
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from t2i.config import PathMark
 from t2i.errors import ConfigError, DataError
-from t2i.records import write_text
+from t2i.files import write_text
 
 PACKAGE_PREFIX = "pkg:"
 _EXPLICIT_PREFIXES = (PACKAGE_PREFIX, "/", "./", "../", "~")

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from pydantic import JsonValue
 
 from t2i.errors import RunError
-from t2i.records import write_text
+from t2i.files import write_text
 
 CONFIG, PROVENANCE, DONE = "config.json", "provenance.json", "done.json"
 _FOLDER = re.compile(r"(?P<label>.+)-(?P<fingerprint>[0-9a-f]{16})")

@@ -9,7 +9,7 @@ from pathlib import Path
 from t2i.captioners import FilesCaptioner
 from t2i.data.images import list_images
 from t2i.errors import ConfigError, DataError, ModelError
-from t2i.records import write_text
+from t2i.files import write_text
 from t2i.resources import resolve_path
 
 _TEMPLATE = """\

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from t2i.errors import DataError
+from t2i.files import write_bytes, write_tensors, write_text
 from t2i.records import (
     Caption,
     CaptionedImage,
@@ -20,10 +21,7 @@ from t2i.records import (
     Prompt,
     ScoredImage,
     read_jsonl,
-    write_bytes,
     write_jsonl,
-    write_tensors,
-    write_text,
 )
 
 IMAGE = CaptionedImage(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i.errors import ConfigError, ModelError
-from t2i.records import write_tensors, write_text
+from t2i.files import write_tensors, write_text
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 TUNED_FILE = "tuned.json"

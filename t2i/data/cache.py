@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from t2i.errors import DataError
-from t2i.records import write_tensors, write_text
+from t2i.files import write_tensors, write_text
 
 if TYPE_CHECKING:
     from t2i.families.base import ModelFamily

@@ -25,7 +25,8 @@ from t2i.data.settings import BucketSettings, CacheSettings, DatasetSettings, Ma
 from t2i.data.views import Views
 from t2i.encoder_texts import EncoderPrompt
 from t2i.errors import ConfigError, DataError
-from t2i.records import CaptionedImage, write_text
+from t2i.files import write_text
+from t2i.records import CaptionedImage
 
 if TYPE_CHECKING:
     from t2i.families.base import ModelFamily

@@ -89,7 +89,7 @@ def _drawn(scene: Scene, path: Path) -> Path:
     """The scene's picture, drawn unless an interrupted run has done it."""
     import io
 
-    from t2i.records import write_bytes
+    from t2i.files import write_bytes
     from t2i.shapes import render
 
     if not path.exists():

@@ -20,7 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from filelock import FileLock, Timeout
 
 from t2i.errors import RunError, T2IError
-from t2i.records import write_bytes, write_text
+from t2i.files import write_bytes, write_text
 
 Item = TypeVar("Item")
 Item_contra = TypeVar("Item_contra", contravariant=True)

@@ -15,7 +15,8 @@ from t2i.data.formats.hub import HubSource
 from t2i.data.formats.json_files import CaptionsJsonSource, KohyaSource
 from t2i.data.formats.metadata import MetadataSource
 from t2i.data.formats.tars import WebdatasetSource
-from t2i.records import Caption, CaptionedImage, read_jsonl, write_bytes, write_jsonl
+from t2i.files import write_bytes
+from t2i.records import Caption, CaptionedImage, read_jsonl, write_jsonl
 from t2i.resources import resolve_path
 
 RECORDS_FILE = "records.jsonl"

@@ -21,7 +21,7 @@ from t2i.export.factors import Adapter, Factors, check_adapter, largest_error
 from t2i.export.layouts import PEFT_PREFIX, Layout, ModelLayers, to_layout, to_tensors
 from t2i.export.reading import read_adapter
 from t2i.families.base import ModelFamily
-from t2i.records import write_tensors, write_text
+from t2i.files import write_tensors, write_text
 
 Target = Literal["diffusers", "peft", "kohya", "comfyui", "merged"]
 """What an adapter can be exported as: a layout of LoRA files, or the whole model with the adapter in its weights."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from t2i.errors import ModelError
-from t2i.records import write_tensors
+from t2i.files import write_tensors
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

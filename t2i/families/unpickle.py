@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from t2i.errors import ModelError
-from t2i.records import write_tensors
+from t2i.files import write_tensors
 
 
 def convert(source: Path, target: Path) -> int:

@@ -20,8 +20,8 @@ from t2i.export.layouts import ModelLayers
 from t2i.export.names import file_path
 from t2i.export.reading import UnknownLayout, read_adapter
 from t2i.families.loading import facts_of
+from t2i.files import write_tensors
 from t2i.lora.adapters import NAME
-from t2i.records import write_tensors
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

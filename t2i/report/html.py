@@ -87,7 +87,7 @@ def write_report(report: Report, folder: Path) -> Path:
 
     Raises DataError naming the file if an image that a panel names is missing or unreadable.
     """
-    from t2i.records import write_bytes
+    from t2i.files import write_bytes
 
     path = folder / FILE_NAME
     # A lone surrogate (legal in JSON, not in UTF-8) becomes a character reference, which browsers show as U+FFFD.

@@ -54,7 +54,7 @@ def write_contact_sheet(panels: Sequence[PromptPanel], arms: Sequence[str], path
     Captions are wrapped, never cut. Raises DataError if there is no panel, a panel has an arm that is no column, or an
     image cannot be read.
     """
-    from t2i.records import write_bytes
+    from t2i.files import write_bytes
 
     if not panels or not arms:
         raise DataError(

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2i.records import write_text
+from t2i.files import write_text
 from t2i.shapes.captions import WORDS
 from t2i.shapes.scenes import IMAGE_SIZE_PX
 

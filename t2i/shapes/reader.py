@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from t2i.errors import DataError, ModelError
-from t2i.records import CaptionedImage, write_bytes, write_text
+from t2i.files import write_bytes, write_text
+from t2i.records import CaptionedImage
 from t2i.shapes.judge import Reading
 from t2i.shapes.render import as_array
 from t2i.shapes.scenes import (

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from t2i.records import ScoredImage, read_jsonl, write_jsonl, write_text
+from t2i.files import write_text
+from t2i.records import ScoredImage, read_jsonl, write_jsonl
 from t2i.stages.base import Stage, StageContext
 from t2i.stages.generate import SAMPLING_FILE
 from t2i.stages.score import SCORERS_FILE, SCORES_FILE

@@ -17,7 +17,8 @@ from t2i.config import speed_only
 from t2i.data.generated import generated_records
 from t2i.data.sources import RECORDS_FILE, ImageSource, image_name, save_records
 from t2i.errors import ConfigError, DataError
-from t2i.records import CaptionedImage, write_parts
+from t2i.files import write_parts
+from t2i.records import CaptionedImage
 from t2i.stages.base import InspectContext, Stage, StageContext
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from pydantic import Field, field_validator
 from t2i.config import FrozenModel
 from t2i.data.formats.texts import Dialect
 from t2i.data.sources import RECORDS_FILE, save_records
-from t2i.records import CaptionedImage, write_bytes, write_text
+from t2i.files import write_bytes, write_text
+from t2i.records import CaptionedImage
 from t2i.stages.base import Stage, StageContext
 
 IMAGES = "images"

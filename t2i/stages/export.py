@@ -59,7 +59,7 @@ class Export(Stage):
         from t2i.export.layouts import ModelLayers
         from t2i.export.reading import read_adapter
         from t2i.families.loading import load_family, public_model_name
-        from t2i.records import write_text
+        from t2i.files import write_text
 
         if self.model is None:
             raise ConfigError(f"stage {self.label}: no model; set `model` here or at the top of the recipe.")

@@ -12,7 +12,8 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from t2i.data.quality.concreteness import ConcretenessRule
 from t2i.data.quality.texts import TextCheck
 from t2i.data.sources import RECORDS_FILE, image_name, save_records
-from t2i.records import CaptionedImage, write_parts
+from t2i.files import write_parts
+from t2i.records import CaptionedImage
 from t2i.stages.base import InspectContext, Stage, StageContext
 from t2i.stages.embedding_rules import EmbeddingRules
 from t2i.stages.score_rules import ScoreKey, ScoreRule, with_score

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from t2i.records import write_text
+from t2i.files import write_text
 from t2i.stages.base import Stage, StageContext
 from t2i.stages.compare import COMPARISON_FILE, Compare
 

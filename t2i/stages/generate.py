@@ -13,7 +13,8 @@ from t2i.captioners.upsample import AnyUpsampler
 from t2i.config import LocalPath, ModelPath
 from t2i.data.prompts import PromptSource
 from t2i.encoder_texts import EncoderPrompt, EncoderTexts, names_of
-from t2i.records import ExpandedPrompt, GeneratedImage, Prompt, write_bytes, write_jsonl, write_text
+from t2i.files import write_bytes, write_text
+from t2i.records import ExpandedPrompt, GeneratedImage, Prompt, write_jsonl
 from t2i.sampling import SamplingSettings
 from t2i.stages.base import InspectContext, Stage, StageContext
 from t2i.stages.expansions import EXPANSIONS_FILE, expand_prompts, expansions_of

@@ -156,7 +156,7 @@ class Measure:
             yield from sampler.generate([text for text, _ in batch], [seed for _, seed in batch])
 
     def _save(self, step: int, images: Sequence[Image.Image]) -> None:
-        from t2i.records import write_bytes
+        from t2i.files import write_bytes
 
         folder = self.folder / GUARD_FOLDER / f"step-{step:08d}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,8 @@ from pydantic import model_validator
 from t2i.data.pair_tables import PairTable, VoteFile
 from t2i.data.pairing import Labels, PairRule
 from t2i.data.prompts import PromptSource
-from t2i.records import ScoredImage, read_jsonl, write_text
+from t2i.files import write_text
+from t2i.records import ScoredImage, read_jsonl
 from t2i.stages.base import Stage, StageContext
 from t2i.stages.score import SCORES_FILE, shared_scorer
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from t2i.config import FrozenModel, ModelPath
-from t2i.records import GeneratedImage, ScoredImage, read_jsonl, write_jsonl, write_text
+from t2i.files import write_text
+from t2i.records import GeneratedImage, ScoredImage, read_jsonl, write_jsonl
 from t2i.stages.base import Stage, StageContext
 from t2i.stages.generate import GENERATIONS_FILE, SAMPLING_FILE
 

@@ -14,7 +14,8 @@ from t2i.captioners.describe import VlmCaptioner
 from t2i.captioners.lessons import Example, Lesson
 from t2i.captioners.tuning import CHECKPOINTS_FOLDER, CaptionerLora, Tuned, TuningLoop, tune
 from t2i.data.sources import RECORDS_FILE, ImageSource, load_records, save_records
-from t2i.records import CaptionedImage, write_text
+from t2i.files import write_text
+from t2i.records import CaptionedImage
 from t2i.stages.base import InspectContext, Stage, StageContext
 from t2i.training.outputs import ADAPTER_FOLDER, read_outcome, write_outcome
 

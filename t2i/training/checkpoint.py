@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from t2i.errors import RunError
-from t2i.records import write_tensors, write_text
+from t2i.files import write_tensors, write_text
 
 PREFIX = "step-"
 _GROUP_STATE = frozenset({"d", "d_max", "d_numerator", "d_denom", "d_hat", "k"})

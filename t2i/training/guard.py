@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t2i.errors import RunError
-from t2i.records import write_bytes, write_text
+from t2i.files import write_bytes, write_text
 from t2i.training.overoptimisation import Judgement, Reading, Rule, best_reading, judge, mean_score
 
 GUARD_FILE = "guard.jsonl"

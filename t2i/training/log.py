@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from t2i.records import write_text
+from t2i.files import write_text
 
 
 class MetricsLog:

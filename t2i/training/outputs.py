@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i.errors import RunError
-from t2i.records import write_text
+from t2i.files import write_text
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The name under which diffusers looks for a LoRA in a folder."""
@@ -65,3 +65,16 @@ def forget_origin(folder: Path) -> None:
         if isinstance(config, dict) and "_name_or_path" in config:
             del config["_name_or_path"]
             write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def save_pipeline(pipeline: Any, folder: Path) -> dict[str, Any]:
+    """Write a whole pipeline in diffusers layout under a temporary name and rename it."""
+    import shutil
+
+    target, temporary = folder / MODEL_FOLDER, folder / f".{MODEL_FOLDER}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(target, ignore_errors=True)
+    pipeline.save_pretrained(temporary, safe_serialization=True)
+    forget_origin(temporary)
+    temporary.rename(target)
+    return {"model": MODEL_FOLDER}

@@ -23,9 +23,10 @@ from t2i.data.pairs import check_apart, hold_out
 from t2i.data.reward_examples import EncoderInputs, PairExamples, embed
 from t2i.errors import ConfigError, DataError
 from t2i.families.loading import locate_checkpoint
+from t2i.files import write_tensors, write_text
 from t2i.objectives.bradley_terry import BradleyTerry
 from t2i.randomness import seeded_global
-from t2i.records import PreferencePair, write_tensors, write_text
+from t2i.records import PreferencePair
 from t2i.training.loop import Trainable
 from t2i.training.outputs import MODEL_FOLDER, forget_origin
 from t2i.training.reward_evaluation import evaluate, summary

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from t2i.files import write_bytes
 from t2i.randomness import image_seed
-from t2i.records import write_bytes
 from t2i.sampling import Sampler, SamplingSettings
 from t2i.training.outputs import trained_adapter, trained_model
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from t2i.records import write_bytes, write_text
+from t2i.files import write_bytes, write_text
 from t2i.training.outputs import SAMPLES_FOLDER
 
 if TYPE_CHECKING:

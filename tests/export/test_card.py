@@ -32,7 +32,7 @@ def test_hashes_name_the_images_and_the_captions_apart() -> None:
 def test_header_and_card_say_what_the_file_was_made_from(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from t2i.records import write_tensors
+    from t2i.files import write_tensors
 
     plain = tiny.write_adapter(tmp_path / "plain.safetensors")
     source = {"t2i_recipe": "mine", "t2i_run": "train-0123", **dataset_strings(RECORDS, "sks")}

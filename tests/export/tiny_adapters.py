@@ -66,7 +66,7 @@ def adapter(name: str, kind: str = "lora", targets: tuple[str, ...] | None = Non
 def saved(path: Path, name: str, kind: str = "lora") -> Path:
     """The file that training would leave."""
     from t2i.export.layouts import to_layout, to_tensors
-    from t2i.records import write_tensors
+    from t2i.files import write_tensors
 
     write_tensors(path, to_tensors(to_layout(adapter(name, kind), "diffusers", layers(name)), "diffusers"))
     return path

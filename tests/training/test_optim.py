@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from t2i.errors import ConfigError
+from t2i.files import write_tensors
 from t2i.objectives.base import LossOutput
-from t2i.records import write_tensors
 from t2i.training.checkpoint import optimizer_tensors, restore_optimizer
 from t2i.training.loop import Trainable, fit
 from t2i.training.optim import build_optimizer, learning_rate_of

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from t2i.config import FrozenModel
 from t2i.errors import DataError
-from t2i.records import Caption, CaptionedImage, ImageOrigin, write_bytes, write_text
+from t2i.files import write_bytes, write_text
+from t2i.records import Caption, CaptionedImage, ImageOrigin
 
 BROKEN_FILE = "broken.jsonl"
 MAX_IMAGE_BYTES = 500_000_000

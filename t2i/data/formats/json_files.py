@@ -11,7 +11,8 @@ from t2i.config import LocalPath
 from t2i.data.formats.base import BrokenRow, FormatSource, Row, inside
 from t2i.data.formats.texts import checked_text, checked_texts, decoded
 from t2i.errors import DataError
-from t2i.records import Caption, CaptionedImage, write_text
+from t2i.files import write_text
+from t2i.records import Caption, CaptionedImage
 from t2i.resources import resolve_path
 
 SOURCE_NAMES = {"captions_json": "captions.json", "kohya": "kohya metadata"}

@@ -15,7 +15,8 @@ from t2i.data.formats.base import BrokenRow, FormatSource, Once, Row, inside
 from t2i.data.formats.tables import read_table
 from t2i.data.formats.texts import checked_texts
 from t2i.errors import DataError
-from t2i.records import Caption, CaptionedImage, record_from, record_values, write_parts
+from t2i.files import write_parts
+from t2i.records import Caption, CaptionedImage, record_from, record_values
 from t2i.resources import resolve_path
 
 OWN = "t2i_record"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2i.errors import DataError
-from t2i.records import CaptionedImage, ImageOrigin, Origin, record_from, record_values, replacing
+from t2i.files import replacing
+from t2i.records import CaptionedImage, ImageOrigin, Origin, record_from, record_values
 
 if TYPE_CHECKING:
     import pyarrow

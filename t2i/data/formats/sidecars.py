@@ -9,7 +9,8 @@ from pathlib import Path
 
 from t2i.data.formats.texts import Dialect, text_file
 from t2i.errors import DataError
-from t2i.records import CaptionedImage, write_text
+from t2i.files import write_text
+from t2i.records import CaptionedImage
 
 
 def write_sidecars(

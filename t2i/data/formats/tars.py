@@ -17,7 +17,8 @@ from t2i.data.formats.base import MAX_IMAGE_BYTES, BrokenRow, FormatSource, Once
 from t2i.data.formats.metadata import OWN, column_captions
 from t2i.data.formats.texts import MAX_CAPTION_CHARS, decoded
 from t2i.errors import DataError
-from t2i.records import CaptionedImage, ImageOrigin, record_from, record_values, replacing
+from t2i.files import replacing
+from t2i.records import CaptionedImage, ImageOrigin, record_from, record_values
 from t2i.resources import resolve_path
 
 PRIVATE = ("exif",)

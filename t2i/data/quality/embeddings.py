@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from t2i.data.quality.sieve import Dropped
 from t2i.errors import DataError
+from t2i.files import write_bytes
 from t2i.randomness import generator
-from t2i.records import CaptionedImage, write_bytes
+from t2i.records import CaptionedImage
 
 if TYPE_CHECKING:
     from rewards.clip_encoder import ClipEncoder
