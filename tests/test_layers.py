@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 LAYERS = (
     {"errors", "suggestions", "document", "credentials", "config", "records", "resources", "processes"}
-    | {"encoder_texts"},
+    | {"encoder_texts", "files"},
     {"randomness", "noise", "timesteps"},
     {"objectives", "families", "shapes", "rewards"},
     {"training", "sampling", "data", "captioners", "lora", "export", "report"},
