@@ -136,8 +136,8 @@ def stop_problems(
 ) -> Iterator[tuple[Draft | None, Key, str]]:
     """What is wrong with `stop_by`: where (a stage, or None for the top of the recipe), and the message.
 
-    repeated: stages of the matrix. drafts: written out. A stage that reads one stage of the last round, which may not
-    be run, is a mistake as well.
+    repeated: stages of the matrix. drafts: written out. A stage outside that reads nothing but rounds after the first,
+    none of which need be run, is a mistake as well.
     """
     key, by = ("rounds", "stop_by"), next((draft for draft in drafts if draft.name == rounds.stop_by), None)
     if {*rounds.stages, rounds.stop_by} & {*repeated}:
@@ -148,12 +148,18 @@ def stop_problems(
     elif (found := stage_types.get(str(by.data.get("type")))) is None or not found.may_stop_rounds:
         able = [name for name, kind in stage_types.items() if kind.may_stop_rounds]
         yield None, key, f"a stage of type {by.data.get('type')} cannot decide; expected {' or '.join(able)}"
-    last = {f"{name}/round{rounds.count}" for name in rounds.stages} if rounds.count > 1 else set()
+    later = {f"{name}/round{number}" for name in rounds.stages for number in range(2, rounds.count + 1)}
     for draft in drafts:
         for name, value in draft.data.items():
-            if draft.base not in rounds.stages and name.endswith("_from") and isinstance(value, str) and value in last:
-                hint = f"read {rounds.stop_by}, or a list of all rounds"
-                yield draft, (name,), f"{value} may not be run, because of rounds.stop_by; {hint}"
+            read = value if isinstance(value, list) else [value]
+            if (
+                draft.base not in rounds.stages
+                and name.endswith("_from")
+                and read
+                and all(one in later for one in read)
+            ):
+                hint = f"read {rounds.stop_by}, or a list with the first round"
+                yield draft, (name,), f"{read[-1]} may not be run, because of rounds.stop_by; {hint}"
 
 
 def _round_name(name: str, number: int, order: Mapping[str, int]) -> str:

@@ -164,6 +164,15 @@ class _Loader:
             drafts = expand_rounds(drafts, file.rounds, self._report)
         if file is not None and file.matrix is not None:
             drafts = expand_matrix(drafts, file.matrix, self.document, self._report)
+        written: set[str] = set()
+        copies = {draft.name for draft in drafts if draft.name != draft.base}
+        for draft in drafts:
+            if draft.name != draft.base and not _SAFE_NAME.fullmatch(draft.name):
+                self._report(("matrix",), _UNSAFE.format(show(draft.name)))
+            elif draft.name in copies and draft.name in written:
+                message = f"a stage and a copy of another are both called {draft.name!r}; give one another name"
+                self._report((*draft.origin, "name"), message)
+            written.add(draft.name)
         return drafts
 
     def _type_of(self, draft: Draft) -> type[Stage] | None:

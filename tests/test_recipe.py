@@ -177,6 +177,20 @@ def test_a_stage_that_states_its_seed_keeps_it_in_a_matrix_of_seeds(tmp_path: Pa
     assert [by_name[name].seed for name in ("train/a/s0", "train/a/s1", "more/a/s0", "more/b/s1")] == [0, 1, 7, 7]
 
 
+def test_a_copy_and_another_stage_cannot_have_one_name(tmp_path: Path) -> None:
+    """One of them would not be run."""
+    text = "stages: [{type: train, steps: 1}, {type: train, name: train/x, steps: 2}]\n"
+    text += "matrix: {stages: [train], arms: {x: {}, y: {}}}"
+    message = "stages.1.name: a stage and a copy of another are both called 'train/x'; give one another name"
+    assert message in problems(tmp_path, text)[0]
+
+
+@pytest.mark.parametrize("arm", ["a b", "a*", "../up", "a..b/"])
+def test_the_name_of_an_arm_is_part_of_a_folder_name(tmp_path: Path, arm: str) -> None:
+    text = f"stages: [{{type: train, steps: 1}}]\nmatrix: {{stages: [train], arms: {{'{arm}': {{}}}}}}"
+    assert f"matrix: 'train/{arm}' is not usable as a folder name" in problems(tmp_path, text)[0]
+
+
 def test_a_star_behind_the_name_of_a_stage_is_every_copy_of_it(tmp_path: Path) -> None:
     """So that a recipe with arms takes seeds too."""
     found = reads(load(tmp_path, MATRIX.replace('"more/*/s0", train/b/s1', '"more/*", "train/*/s1"')))

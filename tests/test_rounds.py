@@ -56,6 +56,15 @@ def test_rounds_after_the_decision_are_not_run(tmp_path: Path) -> None:
     assert written(planned, "table", "table.txt") == ["improve/round1", "improve/round2", "choose"]
 
 
+def test_what_stands_before_the_rounds_counts(tmp_path: Path) -> None:
+    start = "stages:\n  - {type: train, name: start, steps: 1}\n"
+    text = TEXT.replace("stages:\n", start, 1).replace("[improve/round1, ", "[start, improve/round1, ")
+    planned = run(recipe(tmp_path, text=text), tmp_path / "runs")
+    assert said(planned)["improve/round2"] == NEEDLESS
+    assert written(planned, "choose", "chosen.txt") == ["start", "improve/round1"]
+    assert {item.status for item in plan(recipe(tmp_path, text=text), tmp_path / "runs")} == {"skip"}
+
+
 def test_before_the_rounds_are_run_nothing_is_known(tmp_path: Path) -> None:
     assert {item.status for item in plan(recipe(tmp_path), tmp_path / "runs")} == {"run"}
 
@@ -109,7 +118,17 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None
         (
             '["improve/*", choose]}',
             "[choose]}\n  - {type: train, name: more, model_from: improve, steps: 1}",
-            "improve/round4 may not be run, because of rounds.stop_by; read choose, or a list of all rounds",
+            "improve/round4 may not be run, because of rounds.stop_by; read choose, or a list with the first round",
+        ),
+        (
+            '["improve/*", choose]}',
+            "[choose]}\n  - {type: train, name: more, model_from: improve/round2, steps: 1}",
+            "improve/round2 may not be run, because of rounds.stop_by; read choose, or a list with the first round",
+        ),
+        (
+            '["improve/*", choose]}',
+            "[improve/round3, improve/round4]}",
+            "improve/round4 may not be run, because of rounds.stop_by; read choose, or a list with the first round",
         ),
     ],
 )

@@ -94,7 +94,10 @@ class Shards(Generic[Item]):
             if all(keep(answer) for answer in answers):
                 continue
             identities = [self.task.identity(item) for item in self._items(number)]
-            with Journal(self.folder / f"{number:05d}.journal", identities) as journal:
+            path = self.folder / f"{number:05d}.journal"
+            # One may be left of a kill, here or at the end of `_finish`; the shard, which is whole, says it all.
+            path.unlink(missing_ok=True)
+            with Journal(path, identities) as journal:
                 for place, answer in enumerate(answers):
                     if keep(answer):
                         journal.add(place, answer)

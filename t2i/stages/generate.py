@@ -143,8 +143,8 @@ class Generate(Stage):
         """Load the model, and write down which prompts it cuts: a run that finds all images there loads none."""
         from t2i.sampling import Sampler
 
-        model, adapter = self._weights(context)
-        sampler = Sampler.load(model, self.sampling, revision=self.revision, adapter=adapter)
+        model, revision, adapter = self._weights(context)
+        sampler = Sampler.load(model, self.sampling, revision=revision, adapter=adapter)
         self._check_encoders(model, sampler.encoders)
         write_text(context.folder / CUT_PROMPTS_FILE, json.dumps(sampler.count_truncated(prompts)) + "\n")
         return sampler
@@ -160,8 +160,8 @@ class Generate(Stage):
                 f"{', '.join(encoders)}{'' if len(encoders) > 1 else ', so leave it out'}."
             )
 
-    def _weights(self, context: StageContext) -> tuple[str, Path | None]:
-        """(model, LoRA file) that this stage samples from."""
+    def _weights(self, context: StageContext) -> tuple[str, str | None, Path | None]:
+        """(model, its revision on the hub, LoRA file) that this stage samples from."""
         from t2i.errors import ConfigError
         from t2i.resources import resolve_path
         from t2i.training.outputs import trained_adapter, trained_model
@@ -170,13 +170,13 @@ class Generate(Stage):
             folder = context.input("weights_from")
             whole = trained_model(folder)
             if whole is not None:
-                return str(whole), None
+                return str(whole), None, None
             adapter = trained_adapter(folder)
         else:
             adapter = resolve_path(self.adapter) if self.adapter else None
         if self.model is None:
             raise ConfigError(f"stage {self.label}: no model; set `model` here or at the top of the recipe.")
-        return self.model, adapter
+        return self.model, self.revision, adapter
 
     def _record(self, context: StageContext) -> dict[str, Any]:
         """What both arms of a comparison must share, and what made these images."""
@@ -184,6 +184,7 @@ class Generate(Stage):
             "model": self.model,
             "revision": self.revision,
             "weights": [folder.name for _, folder in context.inputs.get("weights_from", [])],
+            **({"adapter": self.adapter} if self.adapter else {}),
             "images_per_prompt": self.images_per_prompt,
             "batch_size": self.batch_size,
             "sampling": self.sampling.model_dump(mode="json", exclude={"offload"}),

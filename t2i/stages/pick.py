@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from t2i.files import write_text
 from t2i.records import ScoredImage, read_jsonl
 from t2i.stages.base import Stage, StageContext
+from t2i.stages.lineage import optimised_against
 from t2i.stages.score import SCORES_FILE, shared_scorer
 
 PICK_FILE = "pick.json"
@@ -90,7 +91,8 @@ class Pick(Stage):
         from t2i.errors import ConfigError, DataError
 
         described = shared_scorer(folders, self.scorer, "scorer")
-        if any(row["role"] == "train" for row in described):
+        used = {one for folder in folders for one in optimised_against(folder)}
+        if any(row["role"] == "train" or row.get("id") in used for row in described):
             raise ConfigError(f"scorer: {self.scorer!r} was trained on, so it cannot say when to stop; use another.")
         tables = [list(read_jsonl(folder / SCORES_FILE, ScoredImage)) for folder in folders]
         keys = [sorted((row.key, row.prompt) for row in rows) for rows in tables]

@@ -170,6 +170,34 @@ def test_killed_run_goes_on_where_it_was_and_gives_the_same_bytes(tmp_path: Path
     assert sorted((tmp_path / "log").read_text().splitlines()) == sorted(ITEMS)
 
 
+@pytest.mark.parametrize("cut", ["reopen", "finish"])
+def test_answers_are_asked_for_again_after_a_kill_between_journal_and_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    shards = Shards(tmp_path / "shards", ITEMS, 8, Shout(tmp_path / "log"))
+    unlink = Path.unlink
+
+    def killed(self: Path, missing_ok: bool = False) -> None:
+        if self.name.endswith(".done.json" if cut == "reopen" else ".journal") and self.exists():
+            raise KeyboardInterrupt
+        unlink(self, missing_ok)
+
+    def keep(answer: Any) -> bool:
+        return answer["text"] != "ITEM 3"
+
+    if cut == "reopen":
+        shards.run(1, ignore)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "unlink", killed)
+        shards.reopen(keep) if cut == "reopen" else shards.run(1, ignore)
+    shards.run(1, ignore)
+    (tmp_path / "log").write_text("")
+    shards.reopen(keep)
+    shards.run(1, ignore)
+    assert (tmp_path / "log").read_text() == "item 3\n"
+    assert [answer["text"] for answer in shards.answers()] == [item.upper() for item in ITEMS]
+
+
 def test_all_workers_killed_is_an_error(tmp_path: Path) -> None:
     shards = Shards(tmp_path / "a", ITEMS, 12, Deadly())
     with pytest.raises(RunError, match=r"2 of 2 workers were ended \(exit status -9, -9\)"):

@@ -129,7 +129,8 @@ def test_adapter_of_a_train_stage_and_its_file_paint_the_same(tmp_path: Path) ->
 
 def test_whole_model_of_a_train_stage_is_used_instead(base: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny.sd1(), tmp_path / "train/model")
-    run(tmp_path / "whole", {"weights_from": tmp_path / "train"}, model=None)
+    # The revision is that of the recipe's model, which was trained: what was trained has none.
+    run(tmp_path / "whole", {"weights_from": tmp_path / "train"}, model=None, revision="abc123")
     images = {name: data for name, data in written(tmp_path / "whole").items() if "images" in name}
     assert images == {name: data for name, data in written(base).items() if "images" in name}
 

@@ -78,6 +78,26 @@ def test_score_that_was_trained_on_cannot_decide(tmp_path: Path) -> None:
         run(tmp_path, [0.5, 0.7], role="train")
 
 
+def test_score_that_chose_the_pairs_cannot_decide_although_nobody_said_so(tmp_path: Path) -> None:
+    run(tmp_path, [0.5, 0.7])
+    for number in (0, 1):
+        folder = tmp_path / f"score{number}"
+        described = json.loads((folder / "scorers.json").read_text())
+        (folder / "scorers.json").write_text(json.dumps([row | {"id": "the judge"} for row in described]))
+        (folder / "provenance.json").write_text(json.dumps({"inputs": {"generations_from": "pairs"}}))
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    fields = {"rule": {"scorers": {"judge": 0.0}}}
+    (pairs / "config.json").write_text(json.dumps({"identity": {"type": "pair", "fields": fields}}))
+    (pairs / "provenance.json").write_text(json.dumps({"inputs": {"scores_from": "score0"}}))
+    stage = tiny.from_recipe(Pick, {"weights_from": ["train/*"], "scores_from": ["score/*"], "scorer": "judge"})
+    context = tiny.context(tmp_path / "again")
+    for field, name in (("weights_from", "train"), ("scores_from", "score")):
+        context.inputs[field] = [(f"{name}/round{number}", tmp_path / f"{name}{number}") for number in (0, 1)]
+    with pytest.raises(ConfigError, match="was trained on"):
+        stage.run(context)
+
+
 def test_means_of_another_scorer_or_of_other_images_are_not_compared(tmp_path: Path) -> None:
     folder = run(tmp_path, [0.5, 0.7])
     score = folder.parent / "score1"
