@@ -150,14 +150,9 @@ def stop_problems(
         yield None, key, f"a stage of type {by.data.get('type')} cannot decide; expected {' or '.join(able)}"
     later = {f"{name}/round{number}" for name in rounds.stages for number in range(2, rounds.count + 1)}
     for draft in drafts:
-        for name, value in draft.data.items():
+        for name, value in draft.data.items() if draft.base not in rounds.stages else ():
             read = value if isinstance(value, list) else [value]
-            if (
-                draft.base not in rounds.stages
-                and name.endswith("_from")
-                and read
-                and all(one in later for one in read)
-            ):
+            if name.endswith("_from") and read and all(one in later for one in read):
                 hint = f"read {rounds.stop_by}, or a list with the first round"
                 yield draft, (name,), f"{read[-1]} may not be run, because of rounds.stop_by; {hint}"
 

@@ -204,7 +204,10 @@ class _HeaderAlphas:
         try:
             values = {key: self.values[f"{component}.{key}"] for key in ("r", "lora_alpha")}
             pattern = self.values.get(f"{component}.alpha_pattern") or {}
-            alpha = float(next((value for key, value in pattern.items() if _matches(key, path)), values["lora_alpha"]))
+            # Text encoders have a `text_model` around their layers, or by transformers from 5.6 on none.
+            names = (path, path.removeprefix("text_model."))
+            own = (value for key, value in pattern.items() if any(_matches(key, name) for name in names))
+            alpha = float(next(own, values["lora_alpha"]))
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ModelError(
                 f"{self.path}: its lora_adapter_metadata says no r and lora_alpha of {component}."

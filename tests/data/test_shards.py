@@ -187,9 +187,10 @@ def test_answers_are_asked_for_again_after_a_kill_between_journal_and_record(
 
     if cut == "reopen":
         shards.run(1, ignore)
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Path, "unlink", killed)
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
         shards.reopen(keep) if cut == "reopen" else shards.run(1, ignore)
+    monkeypatch.setattr(Path, "unlink", unlink)
     shards.run(1, ignore)
     (tmp_path / "log").write_text("")
     shards.reopen(keep)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -9,14 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load, save
 from tiny_adapters import CHECKPOINTS, layers
 
+from t2i.export.adapter import write_layout
 from t2i.export.factors import Adapter, Factors, largest_error
 from t2i.export.fusing import fuse, split
-from t2i.export.layouts import LAYOUTS, Layout, ModelLayers, to_layout, to_tensors
+from t2i.export.layouts import LAYOUTS, Layout, ModelLayers, to_layout
 from t2i.export.names import Layer, Part
-from t2i.export.reading import interpret
+from t2i.export.reading import read_adapter
 
 PAIRS = [
     (name, *pair)
@@ -46,10 +48,11 @@ def adapters(draw: st.DrawFn, model: ModelLayers) -> Adapter:
 
 
 def through(adapter: Adapter, layout: Layout, model: ModelLayers) -> Adapter:
-    """Written as bytes and read again."""
-    tensors = to_tensors(to_layout(adapter, layout, model), layout)
-    data = save({key: value.contiguous() for key, value in tensors.items()})
-    return interpret(Path("x"), load(data), {}, model).adapter
+    """Written and read again."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "peft" if layout == "peft" else "lora.safetensors")
+        write_layout(to_layout(adapter, layout, model), path, layout, {})
+        return read_adapter(path, model).adapter
 
 
 @pytest.mark.parametrize(("name", "first", "second"), PAIRS)
@@ -66,6 +69,27 @@ def test_adapters_survive_the_way_through_two_layouts(name: str, first: Layout, 
         assert all(twice[module].rank <= factors.rank for module, factors in adapter.items())
 
     survive()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("is_bare", [False, True], ids=["with text_model", "bare"])
+def test_layers_of_a_text_encoder_keep_their_ranks_and_alphas(is_bare: bool, layout: Layout) -> None:
+    """As older transformers name them, and newer."""
+    model = replace(layers("sd1"), bare=frozenset({"text_encoder"} if is_bare else ()))
+    names = [name for name in model.components["text_encoder"] if name.endswith(("q_proj", "k_proj"))]
+    random = torch.Generator().manual_seed(3)
+    adapter = {
+        f"text_encoder.{name}": Factors(
+            torch.randn(rank, 6, generator=random),
+            torch.randn(model.components["text_encoder"][name], rank, generator=random),
+            alpha,
+        )
+        for name, rank, alpha in zip(names, (2, 4, 3, 1), (2.0, 4.0, 1.5, 7.0), strict=False)
+    }
+    assert len(adapter) >= 3
+    found = through(adapter, layout, model)
+    assert largest_error(adapter, found) <= 1e-6
+    assert {name: one.rank for name, one in found.items()} == {name: one.rank for name, one in adapter.items()}
 
 
 def layer(*rows: int, swaps: bool = False) -> Layer:
