@@ -29,7 +29,7 @@ from t2i.recipe import Recipe
 from t2i.resources import ContentHashes, local_path
 from t2i.rounds import without
 from t2i.rundir import CONFIG, RunDirectory, damage, now_utc, read_done, read_json
-from t2i.runlock import LOCK, write_lock
+from t2i.runlock import LOCK, code_hashes, describes, write_lock
 from t2i.stages.base import Stage, StageContext
 
 HASHES = ".hashes.json"
@@ -176,7 +176,10 @@ def run(recipe: Recipe, root: Path, console: Console | None = None) -> list[Plan
     with ExitStack() as held:
         hashes = ContentHashes(root / HASHES)
         planned = processes.first(lambda: _plan(recipe, held.enter_context(directory), hashes))
-        commit = git_commit(recipe.path.parent) if recipe.path else None
+        origin: JsonObject = {
+            "git": git_commit(recipe.path.parent) if recipe.path else None,
+            "code": code_hashes(hashes),
+        }
         has_work = any(item.status != "skip" for item in planned)
         for item in planned:
             if item.status != "skip":
@@ -187,12 +190,12 @@ def run(recipe: Recipe, root: Path, console: Console | None = None) -> list[Plan
                 planned[number - 1] = item
             _say(screen, f"[{number}/{len(planned)}] {item.name}: {item.status} ({item.reason})")
             if item.status != "skip":
-                seconds, facts = _run_stage(item, recipe, directory, hashes, commit)
+                seconds, facts = _run_stage(item, recipe, directory, hashes, origin)
                 _say(screen, f"[{number}/{len(planned)}] {item.name}: done in {seconds:.1f} s -> {item.folder}")
                 for line in facts.get("summary", ()):
                     _say(screen, f"  {line}")
         if processes.is_first():
-            if has_work or not (directory.folder / LOCK).is_file():
+            if has_work or not describes(directory.folder / LOCK, recipe, planned):
                 write_lock(recipe, planned, directory.folder)
             hashes.save()
     processes.leave()
@@ -213,9 +216,9 @@ def _say(screen: Console, line: str) -> None:
 
 
 def _run_stage(
-    item: PlannedStage, recipe: Recipe, directory: RunDirectory, hashes: ContentHashes, commit: JsonObject | None
+    item: PlannedStage, recipe: Recipe, directory: RunDirectory, hashes: ContentHashes, origin: JsonObject
 ) -> tuple[float, dict[str, Any]]:
-    """Run one stage into its folder and mark it done; returns seconds and the stage's facts."""
+    """Run one stage into its folder and mark it done; returns seconds and the stage's facts. origin: of the code."""
     started, clock = now_utc(), time.perf_counter()
     try:
         processes.first(lambda: directory.begin(item.folder, item.config))
@@ -233,7 +236,7 @@ def _run_stage(
             "seed": item.seed,
             "inputs": {name: folder.name for pairs in item.inputs.values() for name, folder in pairs},
             "files": item.config["files"],
-            "git": commit,
+            **origin,
             **environment(),
         }
         processes.first(

@@ -51,10 +51,11 @@ def what_changed(path: Path, listed: Mapping[str, str] | None, hashes: ContentHa
     return f" ({', '.join([*changes[:_SHOWN], *more])})"
 
 
-def hub_commits(stage: Stage) -> dict[str, JsonValue]:
+def hub_commits(stage: Stage, folder: Path | None = None) -> dict[str, JsonValue]:
     """For every field that names a hub model: its id, revision, and the commit that this is in the hub's local cache.
 
-    The commit is null where the cache has none. Reads no network.
+    The commit is null where the cache has none. A data set is streamed past the cache: its commit is the one that the
+    stage's own records say, in its folder. Reads no network.
     """
     found: dict[str, JsonValue] = {}
     settings = stage.model_dump(mode="json")
@@ -65,12 +66,27 @@ def hub_commits(stage: Stage) -> dict[str, JsonValue]:
             for part in key[:-1]:
                 around = around[part]
             revision = around.get("revision")
-            entry = {"model": text, "revision": revision, "commit": commit_of(text, revision)}
+            if around.get("type") == "hub":
+                entry = {"data": text, "revision": revision, "commit": _commit_in_records(text, folder)}
+            else:
+                entry = {"model": text, "revision": revision, "commit": commit_of(text, revision)}
             found[".".join(map(str, key))] = entry
         return text
 
     output_fields(stage, visit)
     return found
+
+
+def _commit_in_records(name: str, folder: Path | None) -> str | None:
+    """Commit of a data set that the first record of a caption stage comes from."""
+    from t2i.data.sources import RECORDS_FILE
+    from t2i.records import CaptionedImage, read_jsonl
+
+    if folder is None or not (folder / RECORDS_FILE).is_file():
+        return None
+    first = next(read_jsonl(folder / RECORDS_FILE, CaptionedImage), None)
+    dataset, _, commit = first.origin.dataset.rpartition("@") if first and first.origin else ("", "", "")
+    return commit if dataset == name else None
 
 
 def commit_of(model: str, revision: str | None) -> str | None:
@@ -90,10 +106,29 @@ def commit_of(model: str, revision: str | None) -> str | None:
 def commit_mismatches(label: str, locked: Mapping[str, Any]) -> Iterator[str]:
     """Hub models of a stage that are another commit here than in its lock, one line each."""
     for key, entry in locked.items():
-        model, revision, there = entry["model"], entry["revision"], entry["commit"]
-        here = commit_of(model, revision)
+        revision, there = entry["revision"], entry["commit"]
+        if "data" in entry:
+            yield from _data_mismatch(f"{label}.{key}", entry["data"], revision, there)
+            continue
+        model, here = entry["model"], commit_of(entry["model"], revision)
         is_pinned = here is None and revision == there
         if here == there or is_pinned:
             continue
         found = f"commit {here} here" if here else f"not in the hub's cache here; get it with --revision {there}"
         yield f"{label}.{key}: {model} at {revision or 'main'} is commit {there} in the lock, {found}"
+
+
+def _data_mismatch(where: str, name: str, revision: str | None, there: str | None) -> Iterator[str]:
+    """A data set of the hub that is another commit now, or that cannot be asked for its commit; asks the hub."""
+    from t2i.data.formats.hub import commit_of_data
+    from t2i.errors import DataError
+
+    if there is not None and revision == there:
+        return
+    try:
+        here = commit_of_data(name, revision)
+    except DataError as error:
+        yield f"{where}: {error}"
+        return
+    if here != there:
+        yield f"{where}: data set {name} at {revision or 'main'} is commit {there} in the lock, commit {here} here"

@@ -19,9 +19,16 @@ _PACKAGES = (
     "accelerate",
     "peft",
     "safetensors",
+    "tokenizers",
+    "datasets",
     "numpy",
+    "scipy",
     "pillow",
+    "trl",
+    "bitsandbytes",
+    "xformers",
 )
+"""What computes, extras too; null where one is not installed."""
 
 
 def environment() -> dict[str, JsonValue]:

@@ -1,8 +1,8 @@
 """`run.lock.json`: everything that decided what a finished run wrote, and doing it again to compare.
 
 The lock stands in the run's folder and holds hashes only: of the files that the recipe names (images, captions, base
-weights), file by file, of the toolkit's own code, and of everything written; beside them the recipe with all stages
-written out, commits of hub models, versions, device, threads and seeds.
+weights), file by file, and of everything written; beside them the recipe with all stages written out, commits of hub
+models, seeds, and for every stage the code, versions, device and threads that it was made with.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from t2i.locked_inputs import commit_mismatches, contents, hub_commits, what_cha
 from t2i.provenance import environment
 from t2i.resources import ContentHashes, local_path
 from t2i.rounds import RoundStop
-from t2i.rundir import CONFIG, DONE, PROVENANCE, read_done, read_json, write_json
+from t2i.rundir import CONFIG, DONE, PROVENANCE, RunDirectory, prune, read_done, read_json, write_json
 
 if TYPE_CHECKING:
     from t2i.engine import PlannedStage
     from t2i.recipe import Recipe
 
 LOCK = "run.lock.json"
-_VERSION = 1
+_VERSION = 2
 _TIMED = (CONFIG, DONE, PROVENANCE, "metrics.jsonl", "trained.json", "report.html")
-"""Files that tell times, places or speeds: never the same twice, and nothing is made from them."""
+"""Files of a stage's folder that tell times, places or speeds: never the same twice, and nothing is made from them."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,6 @@ class Verdict:
 def write_lock(recipe: Recipe, planned: list[PlannedStage], folder: Path) -> Path:
     """Write the lock of a run all of whose stages are finished."""
     hashes = ContentHashes()
-    provenances = [read_json(item.folder / PROVENANCE) or {} for item in planned]
-    machine = next((found for found in reversed(provenances) if found.get("torch")), provenances[-1])
     stages: dict[str, JsonValue] = {}
     for item in planned:
         files: Any = item.config["files"]
@@ -61,7 +59,8 @@ def write_lock(recipe: Recipe, planned: list[PlannedStage], folder: Path) -> Pat
             "seed": item.seed,
             "files": item.config["files"],
             "contents": contents(files, hashes),
-            "hub": hub_commits(item.stage),
+            "hub": hub_commits(item.stage, item.folder),
+            "made_with": None if item.is_passed_over else _made_with(item.folder),
             "settings": item.stage.model_dump(mode="json"),
             "outputs": dict(_outputs(item.folder, hashes)),
         }
@@ -69,8 +68,6 @@ def write_lock(recipe: Recipe, planned: list[PlannedStage], folder: Path) -> Pat
         "lock": _VERSION,
         "recipe": recipe.name,
         "seed": recipe.seed,
-        "code": _code_hashes(hashes),
-        "environment": {key: machine.get(key) for key in environment()},
         "stages": stages,
         **({"stop": asdict(recipe.stop)} if recipe.stop else {}),
     }
@@ -78,14 +75,31 @@ def write_lock(recipe: Recipe, planned: list[PlannedStage], folder: Path) -> Pat
     return folder / LOCK
 
 
+def describes(path: Path, recipe: Recipe, planned: list[PlannedStage]) -> bool:
+    """Whether a lock is of these stages as they were planned: another seed or override makes others."""
+    lock = read_json(path) or {}
+    found: Any = lock.get("stages")
+    if lock.get("lock") != _VERSION or lock.get("seed") != recipe.seed or not isinstance(found, dict):
+        return False
+    made = {name: (entry.get("fingerprint"), entry.get("folder")) for name, entry in found.items()}
+    return made == {item.name: (item.fingerprint, item.folder.name) for item in planned}
+
+
+def _made_with(folder: Path) -> JsonValue:
+    """Code, versions and machine of a finished stage."""
+    provenance = read_json(folder / PROVENANCE) or {}
+    return {key: provenance.get(key) for key in ("code", *environment())}
+
+
 def _outputs(folder: Path, hashes: ContentHashes) -> Iterator[tuple[str, JsonValue]]:
     done = read_done(folder)
     for name in sorted(done.files if done else {}):
-        if Path(name).name not in _TIMED:
+        if name not in _TIMED:
             yield name, hashes.hash_path(folder / name)
 
 
-def _code_hashes(hashes: ContentHashes) -> dict[str, JsonValue]:
+def code_hashes(hashes: ContentHashes) -> dict[str, JsonValue]:
+    """SHA-256 of each of the toolkit's packages."""
     import rewards
 
     packages = {"t2i": Path(__file__).parent, "rewards": Path(str(rewards.__file__)).parent}
@@ -107,17 +121,37 @@ def reproduce(path: Path, root: Path, *, accept: bool) -> tuple[Verdict, list[st
     if found and not accept:
         lines = "\n".join(f"  {line}" for line in found)
         raise ConfigError(f"{path}: not what the lock was made with (--accept runs all the same):\n{lines}")
+    _forget_finished(recipe, root, hashes)
     planned = run(recipe, root)
     return _compare(lock, path.parent, {item.name: item.folder for item in planned}, hashes), found
+
+
+def _forget_finished(recipe: Recipe, root: Path, hashes: ContentHashes) -> None:
+    """Delete what an earlier reproduction left, unless it was interrupted and is of this very code and machine.
+
+    Otherwise the files of then would be compared, and called the same as those of now.
+    """
+    from t2i.engine import plan
+
+    folders = RunDirectory(root, recipe.name).stage_folders()
+    here = {"code": code_hashes(hashes), **environment()}
+    finished = [folder for folder in folders if read_done(folder) is not None]
+    is_other = any(list(_differences(_made_with(folder), here)) for folder in finished)
+    if is_other or (folders and all(item.status == "skip" for item in plan(recipe, root))):
+        prune(root, folders)
 
 
 def _read(path: Path) -> dict[str, Any]:
     lock = read_json(path)
     if lock is None:
         raise DataError(f"{path}: no such lock, or not JSON; expected the {LOCK} of a finished run.")
-    expected = {"lock", "recipe", "seed", "code", "environment", "stages"}
+    expected = {"lock", "recipe", "seed", "stages"}
     if lock.get("lock") != _VERSION or not expected <= lock.keys() or not isinstance(lock["stages"], dict):
         raise DataError(f"{path}: not a lock of version {_VERSION}; it lacks {sorted(expected - lock.keys())}.")
+    for label, entry in lock["stages"].items():
+        lacking = {"settings", "outputs", "folder", "made_with"} - (entry.keys() if isinstance(entry, dict) else set())
+        if lacking:
+            raise DataError(f"{path}: stage {label} lacks {', '.join(sorted(lacking))}.")
     return lock
 
 
@@ -177,13 +211,29 @@ def _file_mismatches(lock: dict[str, Any], hashes: ContentHashes) -> Iterator[st
 
 
 def _machine_mismatches(lock: dict[str, Any], hashes: ContentHashes) -> Iterator[str]:
-    for name, digest in _code_hashes(hashes).items():
-        if lock["code"].get(name) != digest:
-            yield f"code of {name}: other files than the lock was made with"
-    here, there = _flat(environment()), _flat(lock["environment"])
-    for key in sorted(here.keys() | there.keys()):
-        if here.get(key) != there.get(key):
-            yield f"{key}: {there.get(key)} in the lock, {here.get(key)} here"
+    """One line for what differs, with the stages it is about if not all."""
+    here = {"code": code_hashes(hashes), **environment()}
+    about: dict[str, list[str]] = {}
+    for label, entry in lock["stages"].items():
+        # A round that was not run was made with nothing.
+        for line in _differences(entry["made_with"], here) if entry["made_with"] is not None else ():
+            about.setdefault(line, []).append(label)
+    for line, labels in about.items():
+        yield line if len(labels) == len(lock["stages"]) else f"{line} ({', '.join(labels)})"
+
+
+def _differences(made_with: Any, here: dict[str, JsonValue]) -> Iterator[str]:
+    """Code, versions and machine that are not those of a stage. A stage that never needed torch says nothing of it."""
+    there = made_with if isinstance(made_with, dict) else {}
+    without_torch = {name: value for name, value in here.items() if name != "torch" or there.get("torch")}
+    ours, theirs = _flat(without_torch), _flat({name: value for name, value in there.items() if value is not None})
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) == theirs.get(key):
+            continue
+        if key.startswith("code."):
+            yield f"code of {key.removeprefix('code.')}: other files than the lock was made with"
+        else:
+            yield f"{key}: {theirs.get(key)} in the lock, {ours.get(key)} here"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

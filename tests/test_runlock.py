@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +67,10 @@ def test_the_lock_holds_hashes_of_files_code_packages_seeds_and_machine_but_no_t
     value = json.loads(lock.read_text())
     assert value["seed"] == value["stages"]["train"]["seed"] == 7
     assert len(value["stages"]["read"]["files"]["images"]["sha256"]) == 64
-    assert value["code"].keys() == {"t2i", "rewards"}
-    assert {"torch", "diffusers", "safetensors"} <= value["environment"]["packages"].keys()
-    assert value["environment"]["processes"] == 1
+    made_with = value["stages"]["train"]["made_with"]
+    assert made_with["code"].keys() == {"t2i", "rewards"}
+    assert {"torch", "diffusers", "safetensors"} <= made_with["packages"].keys()
+    assert made_with["processes"] == 1
     assert value["stages"]["train"]["outputs"].keys() == {"half.txt", "weights.txt"}
     assert not any("hf_secret" in path.read_text() for path in lock.parent.rglob("*") if path.is_file())
 
@@ -132,16 +135,65 @@ def test_the_hub_model_of_a_scorer_is_locked_with_its_own_revision(hub: Path) ->
 
 
 def test_changed_packages_code_and_machines_are_named(lock: Path) -> None:
-    edit(lock, {"torch": "0.1"}, "environment", "packages")
-    edit(lock, {"t2i": "0" * 64}, "code")
+    for stage in ("read", "train"):
+        edit(lock, {"torch": "0.1"}, "stages", stage, "made_with", "packages")
+    edit(lock, {"t2i": "0" * 64}, "stages", "train", "made_with", "code")
     done = t2i("reproduce", str(lock))
     assert done.exit_code == 2
-    assert "packages.torch: 0.1 in the lock" in done.stderr
-    assert "code of t2i: other files" in done.stderr
+    torch = importlib.metadata.version("torch")
+    assert f"  packages.torch: 0.1 in the lock, {torch} here\n" in done.stderr
+    assert "  code of t2i: other files than the lock was made with (train)\n" in done.stderr
     accepted = t2i("reproduce", str(lock), "--accept")
     assert accepted.exit_code == 0
     assert "accepted: packages.torch: 0.1 in the lock" in accepted.stdout
     assert accepted.stdout.splitlines()[-1] == "bit-identical: 3 files compared"
+
+
+def test_every_reproduction_is_made_anew(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier one left would always be the same."""
+    assert t2i("reproduce", str(lock)).exit_code == 0
+
+    def other(self: Any, context: Any) -> dict[str, Any]:
+        (context.folder / "weights.txt").write_text("something else")
+        return {}
+
+    monkeypatch.setattr(TEST_STAGES["train"], "run", other)
+    done = t2i("reproduce", str(lock))
+    assert done.exit_code == 1
+    assert "different: 3 files compared, first at train/half.txt" in done.stdout
+
+
+def test_an_interrupted_reproduction_goes_on_if_it_is_of_this_code(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = TEST_STAGES["train"].run
+    read = lock.parent.parent / "reproduced/small"
+
+    def fails(self: Any, context: Any) -> dict[str, Any]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(TEST_STAGES["train"], "run", fails)
+    assert t2i("reproduce", str(lock)).exit_code == 1
+    [finished] = read.glob("read-*/done.json")
+    before = finished.stat().st_mtime_ns
+    monkeypatch.setattr(TEST_STAGES["train"], "run", train)
+    assert t2i("reproduce", str(lock)).exit_code == 0
+    assert finished.stat().st_mtime_ns == before
+    shutil.rmtree(next(read.glob("train-*")))
+    provenance = finished.with_name("provenance.json")
+    values = json.loads(provenance.read_text())
+    provenance.write_text(json.dumps(values | {"code": {"t2i": "0" * 64}}))
+    assert t2i("reproduce", str(lock)).exit_code == 0
+    assert finished.stat().st_mtime_ns != before
+
+
+def test_the_lock_is_of_the_run_that_was_asked_for_last(lock: Path) -> None:
+    first = json.loads(lock.read_text())
+    assert t2i("run", "small.yaml", "seed=8").exit_code == 0
+    assert json.loads(lock.read_text())["seed"] == 8
+    assert t2i("run", "small.yaml", "seed=7").exit_code == 0
+    assert json.loads(lock.read_text()) == first
+    before = lock.stat().st_mtime_ns
+    assert t2i("run", "small.yaml", "seed=7").exit_code == 0
+    assert lock.stat().st_mtime_ns == before
 
 
 def test_another_result_is_told_with_the_first_file_that_differs(lock: Path) -> None:
@@ -154,7 +206,7 @@ def test_another_result_is_told_with_the_first_file_that_differs(lock: Path) -> 
 @pytest.mark.parametrize(
     ("change", "keys", "complaint"),
     [
-        ({"lock": 2}, (), "not a lock of version 1"),
+        ({"lock": 1}, (), "not a lock of version 2"),
         ({"recipe": "../../escape"}, (), "is no name of a recipe"),
         ({"settings": {"type": "nothing"}}, ("stages", "train"), "cannot be read by this version"),
         ({"settings": {"type": "read", "images": "images", "name": "../x"}}, ("stages", "read"), "unsafe name"),

@@ -100,12 +100,15 @@ def write_adapter(
     metadata: dict[str, str],
 ) -> Exported:
     """As `export_lora`, of an adapter in memory. A family held in half precision reads it back no more exactly."""
-    named = to_layout(adapter, layout, ModelLayers.of(family.facts, family.pipeline))
+    layers = ModelLayers.of(family.facts, family.pipeline)
+    named = to_layout(adapter, layout, layers)
     rounded = {name: factors.to(DTYPES[precision]) for name, factors in named.items()}
     with _draft(target) as draft:
         write_layout(rounded, draft, layout, metadata)
         read_by = reader_of(layout, family, named)
-        error = arrival_error(adapter, draft, family, read_by)
+        # Ours too: what is written here may come back as a start, or into a merge.
+        own = largest_error(adapter, read_adapter(draft, layers).adapter)
+        error = max(arrival_error(adapter, draft, family, read_by), own)
         # Written so that an error that is not a number, from values beyond the precision's range, is refused too.
         if not error <= max(TOLERANCES[precision], _reader_tolerance(family)):
             raise ModelError(

@@ -260,7 +260,7 @@ def test_a_hub_data_set_is_read_at_the_commit_that_its_images_say(
 
 def test_a_hub_data_set_that_cannot_be_had_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match=r"owner/name \[train\]: cannot be opened"):
+    with pytest.raises(DataError, match="owner/name: the hub does not say which commit"):
         next(iter(HubSource(path="owner/name", captions={"text": "alt"}).rows()))
 
 

@@ -44,7 +44,7 @@ class HubSource(FormatSource):
         """Every image says the commit that it is of, also where no revision was asked for."""
         local = resolve_path(self.path)
         folder = local.absolute() if local.exists() else None
-        commit = self.revision if folder else self._commit()
+        commit = self.revision if folder else commit_of_data(self.path, self.revision)
         table = self._open(str(folder) if folder else self.path, commit)
         columns = table.column_names
         missing = [name for name in (self.image, *self.captions) if columns is not None and name not in columns]
@@ -60,16 +60,6 @@ class HubSource(FormatSource):
             except DataError as error:
                 yield BrokenRow(where, str(error))
 
-    def _commit(self) -> str:
-        """The commit that the revision is now."""
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
-
-        try:
-            return str(HfApi().dataset_info(self.path, revision=self.revision).sha)
-        except (OSError, ValueError, HfHubHTTPError) as error:
-            raise self._unopened(error) from error
-
     def _open(self, name: str, revision: str | None) -> Any:
         from datasets import Image, load_dataset
         from datasets.exceptions import DatasetsError
@@ -79,11 +69,7 @@ class HubSource(FormatSource):
             # Bytes as they are: decoding and encoding again would change the image and its id.
             return table.cast_column(self.image, Image(decode=False)) if _has(table, self.image) else table
         except (OSError, ValueError, DatasetsError) as error:
-            raise self._unopened(error) from error
-
-    def _unopened(self, error: Exception) -> DataError:
-        [reason, *_] = str(error).strip().splitlines() or [type(error).__name__]
-        return DataError(f"{self.path} [{self.split}]: cannot be opened ({reason}).")
+            raise DataError(f"{self.path} [{self.split}]: cannot be opened ({_first_line(error)}).") from error
 
     def _row(self, where: str, values: Mapping[str, Any], origin: ImageOrigin, folder: Path | None) -> Row:
         captions = column_captions(values, self.captions, where)
@@ -108,6 +94,21 @@ class HubSource(FormatSource):
             raise DataError(f"{where}: no file {path!r}.")
         with file.open("rb") as opened:
             return opened.read(MAX_IMAGE_BYTES + 1)
+
+
+def commit_of_data(name: str, revision: str | None) -> str:
+    """The commit that a revision of a data set is now, by the hub. Raises DataError if it cannot be asked."""
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().dataset_info(name, revision=revision).sha)
+    except Exception as error:  # of its HTTP client, whose errors are no OSError, as well as its own
+        raise DataError(f"{name}: the hub does not say which commit it is ({_first_line(error)}).") from error
+
+
+def _first_line(error: Exception) -> str:
+    [line, *_] = str(error).strip().splitlines() or [type(error).__name__]
+    return line
 
 
 def _remote_file(path: str, prefix: str, where: str) -> bytes:
