@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from pydantic import JsonValue
 
+from t2i.credentials import masked
 from t2i.errors import ConfigError
 from t2i.suggestions import did_you_mean
 
@@ -41,7 +42,7 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.place}  {self.path}: {self.message}" if self.path else f"{self.place}  {self.message}"
+        return masked(f"{self.place}  {self.path}: {self.message}" if self.path else f"{self.place}  {self.message}")
 
 
 def raise_problems(problems: Iterable[Problem]) -> None:
@@ -180,7 +181,7 @@ def _too_deep() -> str:
 
 def _reason(error: yaml.YAMLError) -> str:
     parts = [getattr(error, "context", None), getattr(error, "problem", None) or getattr(error, "reason", None)]
-    return ", ".join(part for part in parts if part)
+    return masked(", ".join(part for part in parts if part))
 
 
 class _CoreLoader(yaml.SafeLoader):

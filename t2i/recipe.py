@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import Field, JsonValue, ValidationError
 
 from t2i.config import FrozenModel, ModelPath, PathMark, Written, explain, output_fields, path_mark, with_default_kinds
-from t2i.credentials import refuse_credentials
+from t2i.credentials import refuse_credentials, refuse_in_overrides
 from t2i.document import Document, Key, Problem, apply_overrides, raise_problems, read_document, show
 from t2i.errors import ConfigError
 from t2i.expansion import Draft, Matrix, Report, Rounds, expand_matrix, expand_rounds, round_stop, stop_problems
@@ -90,10 +90,12 @@ class _Loader:
         self.problems: list[Problem] = []
 
     def load(self, overrides: Sequence[str]) -> Recipe:
+        # Before anything else is said, which could show them.
+        refuse_in_overrides(overrides)
+        refuse_credentials(self.document)
         roots: dict[str, Key] = {draft.base: draft.origin for draft in self._drafts()}
         roots |= {name: (name,) for name in RecipeFile.model_fields}
         self.document = apply_overrides(self.document, overrides, roots)
-        # Before any other message, which could show the value.
         refuse_credentials(self.document)
         self.problems.extend(self.document.problems)
         file = self._read_top()

@@ -28,6 +28,10 @@ CREDENTIALS = [
     "http://example.org/v1?api_key=hunter2",
     TOKEN,
     "sk-proj-" + "hunter2_" * 4,
+    "github_pat_" + "hunter2_" * 5,
+    "AIza" + "hunter2_" * 5,
+    "ASIA" + "HUNTER2Z" * 2,
+    "https://bucket.example.org/x?X-Amz-Signature=hunter2",
 ]
 
 
@@ -46,9 +50,15 @@ def test_a_credential_in_a_recipe_is_refused_without_being_told(tmp_path: Path, 
 def test_a_credential_in_an_override_or_a_key_is_refused_too(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(RECIPE.replace("MODEL", "a/b").replace("CHAT", "{type: vlm, model: c/d}"))
-    with pytest.raises(ConfigError, match="model: holds an access token") as caught:
-        Recipe.load(path, [f"model={TOKEN}"])
-    assert TOKEN not in str(caught.value)
+    for override in (f"model={TOKEN}", f"{TOKEN}=1", TOKEN, f"generate.sampling={{{TOKEN}", f"generate.{TOKEN}=1"):
+        with pytest.raises(ConfigError, match="an argument holds an access token") as caught:
+            Recipe.load(path, [override])
+        assert TOKEN not in str(caught.value)
+    for line in (f"stages: !{TOKEN} []", f"model: *{TOKEN}", f"stages: []\n{TOKEN}: [", f"{TOKEN}"):
+        path.write_text(line)
+        with pytest.raises(ConfigError) as caught:
+            Recipe.load(path)
+        assert TOKEN not in str(caught.value)
     path.write_text(f"{TOKEN}: 1\nstages: []\n")
     with pytest.raises(ConfigError, match="holds an access token") as caught:
         Recipe.load(path)

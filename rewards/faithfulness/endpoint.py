@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +24,7 @@ from rewards.errors import InputError, ModelError
 Messages: TypeAlias = list[dict[str, object]]
 
 _RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
+_NOT_ABOUT_THE_REQUEST = frozenset({401, 403, 404})
 _LONGEST_WAIT_S = 60.0
 
 
@@ -33,7 +35,7 @@ class ChatEndpoint:
     variable that holds the key, or None for a server without one (the key itself is never kept, printed or written);
     timeout_s: of one request; attempts: requests per question, for answers 408, 409, 429 and 5xx, broken
     connections and answers that are no chat completion; backoff_s: first pause, doubled each time, unless the server
-    says how long; parallel: requests at once.
+    says how long, and a minute at most; parallel: requests at once.
     """
 
     def __init__(
@@ -70,7 +72,8 @@ class ChatEndpoint:
     def complete(self, conversations: Sequence[Messages], **options: object) -> list[dict[str, object]]:
         """First choice of each of B conversations, as the server's JSON. options: further fields of the request.
 
-        Raises ModelError when a request fails for good, InputError when the environment has no key.
+        Raises ModelError when a request fails for good (NoAnswerError where nothing was said about it), InputError when
+        the environment has no key.
         """
         headers = self._headers()
         with ThreadPoolExecutor(self._parallel) as pool:
@@ -102,22 +105,39 @@ class ChatEndpoint:
         request = urllib.request.Request(
             f"{self.url}/chat/completions", json.dumps(body).encode(), headers, method="POST"
         )
-        reason = ""
+        reason, is_down = "", False
         for attempt in range(1, self._attempts + 1):
             wait_s = self._backoff_s * 2 ** (attempt - 1)
             try:
                 with _OPENER.open(request, timeout=self._timeout_s) as response:
                     return _first_choice(response.read(), self.url)
             except urllib.error.HTTPError as error:
-                reason = f"{error.code} {_excerpt(error, headers)}"
+                reason, is_down = f"{error.code} {_excerpt(error, headers)}", False
+                if error.code in _NOT_ABOUT_THE_REQUEST:
+                    told = f"{self.url}: refused ({reason}); check url, model and key."
+                    raise NoAnswerError(told, is_down=True) from None
                 if error.code not in _RETRIED:
                     raise ModelError(f"{self.url}: refused ({reason}); check url, model and key.") from None
                 wait_s = _retry_after(error.headers, wait_s)
             except (OSError, HTTPException, _NoCompletionError) as error:
-                reason = str(error) or type(error).__name__
+                reason, is_down = str(error) or type(error).__name__, _is_unreachable(error)
             if attempt < self._attempts:
                 time.sleep(min(wait_s, _LONGEST_WAIT_S))
-        raise ModelError(f"{self.url}: no answer in {self._attempts} attempts ({reason}).")
+        raise NoAnswerError(f"{self.url}: no answer in {self._attempts} attempts ({reason}).", is_down=is_down)
+
+
+class NoAnswerError(ModelError):
+    """Nothing was said about the request itself. is_down: nobody listens there, or not to this key or model."""
+
+    def __init__(self, message: str, *, is_down: bool) -> None:
+        super().__init__(message)
+        self.is_down = is_down
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """A connection that was never made; one that hangs or breaks may be about the request."""
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    return isinstance(reason, ConnectionRefusedError | socket.gaierror)
 
 
 class _NoCompletionError(ModelError):

@@ -104,7 +104,7 @@ class EndpointModel(FrozenModel):
     attempts: int = speed_only(4, ge=1)
     """Requests per image before it is given up: for answers 408, 409, 429 and 5xx, broken connections and rubbish."""
     backoff_s: float = speed_only(1.0, ge=0)
-    """First pause, doubled each time, unless the server says how long."""
+    """First pause, doubled each time, unless the server says how long, and a minute at most."""
     temperature: float = Field(default=0.0, ge=0, le=2)
     """Of the sampling."""
     max_tokens: int = Field(default=256, ge=1)

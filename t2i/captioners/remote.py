@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 
 from t2i.captioners.base import Refusal
 from t2i.captioners.chat import EndpointModel, Pace, Replies, Reply, Request
@@ -15,8 +16,16 @@ PATIENCE = 20
 """Failures in a row, with no answer between, after which the endpoint is taken to be down or misused."""
 
 
+@dataclass(frozen=True)
+class _NoAnswer(Refusal):
+    """A failure that says nothing of the request; see `NoAnswerError`."""
+
+    is_down: bool = False
+
+
 class EndpointChat:
-    """A `Chat` over HTTP. A request that fails for good is a refusal; an endpoint that fails always is an error."""
+    """A `Chat` over HTTP. A request that fails for good is a refusal; an endpoint that is down, or that fails
+    `PATIENCE` times in a row, is an error."""
 
     def __init__(self, settings: EndpointModel) -> None:
         """Raises DataError without a key in the environment, or for an address that is none."""
@@ -43,12 +52,15 @@ class EndpointChat:
         self._pace = Pace(settings.requests_per_minute)
 
     def reply(self, requests: Sequence[Request]) -> Replies:
-        """As `Chat.reply`. Raises ModelError after `PATIENCE` failures in a row; those are not reported as refused."""
+        """As `Chat.reply`. Raises ModelError for an endpoint that is down or was silent `PATIENCE` times in a row.
+
+        Those requests are not reported as refused.
+        """
         held: list[tuple[int, Refusal]] = []
         for number, answer in self._answers(requests):
-            if isinstance(answer, Refusal):
-                held.append((number, answer))
-                self._check_alive(held)
+            if isinstance(answer, _NoAnswer):
+                held.append((number, Refusal(answer.reason, answer.text)))
+                self._check_alive(held, answer)
                 continue
             yield from held
             held.clear()
@@ -68,7 +80,9 @@ class EndpointChat:
                     for number, request in itertools.islice(todo, 1):
                         waiting[pool.submit(self._one, request)] = number
 
-    def _check_alive(self, held: Sequence[tuple[int, Refusal]]) -> None:
+    def _check_alive(self, held: Sequence[tuple[int, Refusal]], last: _NoAnswer) -> None:
+        if last.is_down:
+            raise ModelError(f"{last.reason} Mend that and run again: answers are kept.")
         if len(held) >= PATIENCE:
             raise ModelError(
                 f"{self.settings.url}: {PATIENCE} requests in a row got no answer, the last: {held[-1][1].reason} "
@@ -78,7 +92,7 @@ class EndpointChat:
     def _one(self, request: Request) -> Reply | Refusal:
         from rewards.errors import InputError
         from rewards.errors import ModelError as EndpointError
-        from rewards.faithfulness.endpoint import say, text_of
+        from rewards.faithfulness.endpoint import NoAnswerError, say, text_of
         from t2i.captioners.view import shown
 
         try:
@@ -89,5 +103,7 @@ class EndpointChat:
             return Reply(text_of(choice), str(choice.get("finish_reason") or ""), view)
         except InputError as error:
             raise DataError(str(error)) from error
+        except NoAnswerError as error:
+            return _NoAnswer(str(error), is_down=error.is_down)
         except (EndpointError, DataError) as error:
             return Refusal(str(error))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import JsonValue, model_validator
 
 from t2i.captioners import Answer, AnyCaptioner, Captioner, FilesCaptioner, Refusal, VlmCaptioner
 from t2i.captioners.work import CaptionTask, answer_from
@@ -59,7 +59,7 @@ class CaptionStage(Stage):
     """What writes the captions; without one the images are collected with those they have."""
     adapter_from: str | None = None
     """A tune_captioner stage, whose adapter the `vlm` captioner wears."""
-    max_refused: float = Field(default=1.0, ge=0, le=1)
+    max_refused: float = speed_only(1.0, ge=0, le=1)
     """Largest share of images without a caption before the stage fails; 0 demands a caption for every image."""
     workers: int = speed_only(1, ge=1, le=64)
     """Processes that caption side by side, each with a captioner of its own."""

@@ -17,8 +17,10 @@ from stub_server import KEY, Fault, caption_of, issue_faults, serve
 
 from t2i.captioners import EndpointCaptioner, FuseCaptioner, Refusal
 from t2i.data.sources import load_records
+from t2i.engine import fingerprint, identity
 from t2i.errors import DataError, ModelError
 from t2i.records import Caption, CaptionedImage
+from t2i.resources import ContentHashes
 from t2i.stages.caption import CaptionStage
 
 IMAGES = int(os.environ.get("T2I_ENDPOINT_IMAGES", "1000"))
@@ -145,6 +147,29 @@ def test_a_server_that_never_answers_is_an_error_and_nothing_counts_as_done(tmp_
         stub.calls = 1000
         assert tiny.run_stage(CaptionStage, tmp_path / "run/caption", fields)["captioned"] == 40
     assert Counter(stub.answered.values()) == {1: 40}
+
+
+def test_refusals_in_a_row_are_no_dead_server(tmp_path: Path) -> None:
+    """After too many only such requests are left to ask, and the limit may be raised without asking all again."""
+    source = write_images(tmp_path / "images", 30)
+    data = {"type": "folder", "path": str(source)}
+    with serve(lambda call: "refuses") as stub:
+        fields = {"data": data, "captioner": settings(stub.url, attempts=2), "max_refused": 0.5}
+        for _ in range(2):
+            with pytest.raises(DataError, match="30 of 30 images got no caption"):
+                tiny.run_stage(CaptionStage, tmp_path / "run/caption", fields)
+        assert stub.calls == 60
+    stages = [tiny.from_recipe(CaptionStage, {**fields, "max_refused": limit}) for limit in (0.5, 0.9)]
+    first, second = (fingerprint(identity(stage, 1, {}, ContentHashes())[0]) for stage in stages)
+    assert first == second
+
+
+def test_a_server_that_is_not_there_is_an_error_for_the_last_few_too(tmp_path: Path) -> None:
+    with serve() as stub:
+        url = stub.url
+    rows = [CaptionedImage(str(n), str(write_images(tmp_path / str(n), 1) / "0000.png"), 8, 8) for n in range(3)]
+    with pytest.raises(ModelError, match=r"no answer in 2 attempts .*refused.*Mend that and run again"):
+        tiny.captions(tiny.from_recipe(EndpointCaptioner, settings(url, attempts=2)), rows)
 
 
 def test_too_many_refused_are_asked_again_by_the_next_run_and_the_others_are_not(tmp_path: Path) -> None:
