@@ -45,9 +45,9 @@ class SamplingSettings(FrozenModel):
     scheduler: Literal["checkpoint", "ddim", "dpmsolver++", "euler"] = "checkpoint"
     """Sampler; `checkpoint` keeps the one that the model comes with, the only choice for SD 3 and Flux."""
     width: int | None = Field(default=None, gt=0, multiple_of=8)
-    """Pixels, a multiple of 8; the model's own size if absent."""
+    """Pixels, a multiple of 8, or 16 where the model cuts latents into patches; the model's own size if absent."""
     height: int | None = Field(default=None, gt=0, multiple_of=8)
-    """Pixels, a multiple of 8; the model's own size if absent."""
+    """Pixels, a multiple of 8, or 16 where the model cuts latents into patches; the model's own size if absent."""
     lora_scale: float = Field(default=1.0, ge=0)
     """Strength of the adapter."""
     precision: SamplingPrecision = "fp32"
@@ -149,6 +149,17 @@ def _check_settings(settings: SamplingSettings, family: ModelFamily) -> None:
             f"sampling.negative_prompt: {name} is sampled without classifier-free guidance, so nothing would lead away "
             "from it; leave it out."
         )
+    if settings.negative_prompt and settings.guidance_scale <= 1:
+        raise ConfigError(
+            f"sampling.negative_prompt: guidance_scale {settings.guidance_scale:g} switches guidance off, so nothing "
+            "would lead away from it; leave it out, or set guidance_scale above 1."
+        )
+    # Latents that cannot be cut into whole patches are made smaller by some pipelines and break others.
+    multiple = family.pixel_multiple if hasattr(family.pipeline, "transformer") else 8
+    for side in ("width", "height"):
+        pixels = getattr(settings, side)
+        if pixels is not None and pixels % multiple:
+            raise ConfigError(f"sampling.{side}: {pixels} is not a multiple of {multiple}, which {name} needs.")
     if settings.scheduler != "checkpoint" and family.noise.prediction_type == "flow":
         raise ConfigError(
             f"sampling.scheduler: {settings.scheduler} undoes the noise of DDPM, and {name} is a model of flow; "

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from t2i.errors import ConfigError, ModelError, RunError
+from t2i.families import load_family
 from t2i.sampling import SCHEDULERS, Sampler, SamplingSettings, _place
 
 PROMPTS = ("a cat", "a photo of the moon", "a red cup")
@@ -95,10 +96,21 @@ def test_guidance_negative_prompt_and_size_arrive(adapter: Path) -> None:
     assert same(images, plain(adapter, **options))
 
 
-def test_guidance_of_one_needs_no_negative_prompt() -> None:
-    without = painted(settings(guidance_scale=1.0))
-    assert same(without, painted(settings(guidance_scale=1.0, negative_prompt="a rocket")))
-    assert same(without, plain(guidance_scale=1.0))
+def test_guidance_of_one_is_none_and_refuses_a_negative_prompt() -> None:
+    assert same(painted(settings(guidance_scale=1.0)), plain(guidance_scale=1.0))
+    with pytest.raises(ConfigError, match="guidance_scale 1 switches guidance off"):
+        painted(settings(guidance_scale=1.0, negative_prompt="a rocket"))
+
+
+@pytest.mark.parametrize("build", [tiny_flow.sd3, tiny_flow.flux, tiny_flow.pixart])
+def test_sizes_that_are_no_whole_patches_are_refused(
+    build: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flux' pipeline would paint another size and only log it. The published models need 16, the tiny ones 4."""
+    monkeypatch.setattr(type(load_family(str(build()))), "pixel_multiple", 16)
+    Sampler.load(str(build()), settings(width=32, height=48))
+    with pytest.raises(ConfigError, match=r"sampling\.height: 40 is not a multiple of 16"):
+        Sampler.load(str(build()), settings(width=32, height=40))
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5])

@@ -79,14 +79,16 @@ class DiffusionDPO(FrozenModel):
     """Another tool's value instead, which is converted: `{tool: diffusers_sd15, value: 2500}`."""
     preferences: Literal["winner", "share"] = "winner"
     """Of pairs that people or scorers did not agree on: the winner counts as the better one, as in the paper; or only
-    with the share of votes that it got, so that the loss is least where the model is as sure as they were. Ties are
-    left out by both."""
+    with the share p of votes that it got: with `sigmoid` the loss is least where the model is as sure as they were, with
+    `ipo` where the margin is (2p - 1) times the full one. Ties are left out by both."""
     timesteps: TimestepSettings | None = None
     """Which noise levels are trained; as the model was made for if absent."""
 
     @model_validator(mode="after")
     def _one_beta(self) -> DiffusionDPO:
         check_one_beta(self.beta, self.beta_from)
+        if self.preferences == "share" and self.loss == "hinge":
+            raise ValueError("preferences: a hinge is least at one margin whatever the share; use sigmoid or ipo")
         return self
 
     def beta_at(self, latent_elements: int) -> float:

@@ -187,3 +187,13 @@ def test_fp32_reduction_of_bf16_predictions_keeps_the_logit_and_a_bf16_reduction
     assert 0.1 < exact.abs().max() < 5, "logits as they are met in training"
     assert (logits(ordered, torch.float32, beta) - exact).abs().max() < 0.02
     assert (logits(ordered, torch.bfloat16, beta) - exact).square().mean().sqrt() > 0.2
+
+
+def test_a_share_moves_the_margin_of_ipo_in_proportion_and_is_refused_for_a_hinge() -> None:
+    """(2p - 1) / (2 beta) at p = 0.75 and beta 10: 0.025."""
+    margin = torch.tensor([0.025], requires_grad=True)
+    diffusion_dpo_loss(margin, 10.0, "ipo", torch.tensor([0.75])).sum().backward()
+    assert margin.grad is not None
+    assert abs(float(margin.grad)) < 1e-8
+    with pytest.raises(ValidationError, match="a hinge is least at one margin whatever the share"):
+        DiffusionDPO(beta=10.0, loss="hinge", preferences="share")
