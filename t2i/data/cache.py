@@ -135,11 +135,16 @@ def text_identity(family: ModelFamily) -> dict[str, object]:
 
 
 def _tokenizer_identity(tokenizer: Any) -> dict[str, object]:
-    words = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+    """All that makes numbers of a text, the filling up to the limit included: CLIP reads it like words."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
+    for changed_by_calls in ("padding", "truncation"):
+        rules.pop(changed_by_calls, None)
     return {
         "class": type(tokenizer).__name__,
         "limit": tokenizer.model_max_length,
-        "words": hashlib.sha256(words).hexdigest(),
+        "rules": hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest(),
+        "special": [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.padding_side],
     }
 
 

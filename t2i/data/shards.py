@@ -8,6 +8,7 @@ on are locked; the lock goes with its process.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -163,6 +164,9 @@ class Shards(Generic[Item]):
             if problem is not None:
                 process.terminate()
             process.join()
+        if problem is None and not all(self._record(number).exists() for number in range(len(self))):
+            with contextlib.suppress(queue.Empty):  # said by a worker just before it ended
+                problem = problems.get(timeout=1)
         # Of a worker that was killed the others take over the shard, whose lock went with it.
         ended = [str(process.exitcode) for process in processes if process.exitcode]
         if problem is None and ended and any(self.done(number) is None for number in range(len(self))):

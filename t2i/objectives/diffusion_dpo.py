@@ -79,8 +79,8 @@ class DiffusionDPO(FrozenModel):
     """Another tool's value instead, which is converted: `{tool: diffusers_sd15, value: 2500}`."""
     preferences: Literal["winner", "share"] = "winner"
     """Of pairs that people or scorers did not agree on: the winner counts as the better one, as in the paper; or only
-    with the share p of votes that it got: with `sigmoid` the loss is least where the model is as sure as they were, with
-    `ipo` where the margin is (2p - 1) times the full one. Ties are left out by both."""
+    with the share p of votes that it got: the loss of `sigmoid` is then least where the model is as sure as they were,
+    that of `ipo` where the margin is (2p - 1) times the full one. Ties are left out by both."""
     timesteps: TimestepSettings | None = None
     """Which noise levels are trained; as the model was made for if absent."""
 

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from t2i.config import FrozenModel
 from t2i.data.formats.texts import Dialect
+from t2i.data.images import MASK_ENDING
 from t2i.data.sources import RECORDS_FILE, save_records
 from t2i.files import write_bytes, write_text
 from t2i.records import CaptionedImage
@@ -128,7 +129,7 @@ DatasetFormat = Annotated[
 
 
 class DatasetStage(Stage):
-    """Write `images/`, one file or folder a format beside it, and `README.md`: the card."""
+    """Write `images/`, with the masks that lie beside them, one file or folder a format, and `README.md`: the card."""
 
     version: ClassVar[int] = 1
     produces: ClassVar[str] = "captioned_images"
@@ -184,4 +185,7 @@ class DatasetStage(Stage):
             path = images / f"{name}{source.suffix.lower()}"
             if not path.exists():
                 write_bytes(path, data)
+            mask = source.with_name(source.stem + MASK_ENDING)
+            if mask.is_file():
+                write_bytes(path.with_name(name + MASK_ENDING), mask.read_bytes())
             yield dataclasses.replace(row, id=name, image=str(path))

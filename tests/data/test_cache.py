@@ -130,6 +130,11 @@ def test_identity_of_texts_changes_with_tokenizer_limit_encoder_and_token_count(
     shorter = text_identity(family)
     assert shorter["tokenizers"] != first["tokenizers"]
     assert shorter["shapes"] != first["shapes"]
+    padded = tiny.load_sd1()
+    padded.encode_prompts(["a word"])
+    assert text_identity(padded) == first, "what was asked before does not count"
+    padded.pipeline.tokenizer.pad_token = "<|startoftext|>"
+    assert text_identity(padded)["tokenizers"] != first["tokenizers"], "CLIP reads the filling"
     changed = tiny.load_sd1()
     with torch.no_grad():
         next(changed.pipeline.text_encoder.parameters()).mul_(1.001)

@@ -54,6 +54,29 @@ def test_metadata_go_and_pixels_and_orientation_stay(suffix: str, orientation: i
         assert set(image.getexif()) <= {0x0112}
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+def test_what_stands_behind_the_end_of_a_jpeg_goes_and_all_scans_stay(options: dict[str, Any]) -> None:
+    file = io.BytesIO()
+    Image.effect_noise((40, 24), 90).convert("RGB").save(file, "JPEG", quality=95, **options)
+    data = file.getvalue()
+    assert without_metadata(data + photograph(".jpg", 1) + SECRET.encode(), ".jpg", "a") == data
+    comment = b"\xff\xfe" + (2 + len(SECRET)).to_bytes(2, "big") + SECRET.encode()
+    assert without_metadata(data[:-2] + comment + data[-2:], ".jpg", "a") == data
+
+
+def test_further_pictures_of_a_camera_go_with_their_list() -> None:
+    file = io.BytesIO()
+    first, second = (Image.open(io.BytesIO(photograph(".jpg", 1))) for _ in range(2))
+    first.save(file, "MPO", save_all=True, append_images=[second], exif=second.getexif())
+    assert file.getvalue().count(b"MPF\0") == 1
+    bare = without_metadata(file.getvalue(), ".jpg", "a")
+    assert SECRET.encode() not in bare
+    assert b"MPF\0" not in bare
+    with Image.open(io.BytesIO(bare)) as image:
+        assert getattr(image, "n_frames", 1) == 1
+        assert image.size == (24, 16)
+
+
 def test_colour_profile_stays() -> None:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "JPEG", icc_profile=b"a profile")

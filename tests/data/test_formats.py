@@ -131,6 +131,25 @@ def test_webdataset_goes_out_and_in_whole_as_the_same_bytes(tmp_path: Path) -> N
     assert [(tmp_path / "run" / row.image).read_bytes() for row in found] == [png(colour) for colour in COLOURS]
 
 
+def test_a_line_without_a_column_is_broken_and_the_others_are_read(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "set")
+    lines = ({"file_name": "red.png", "text": "a"}, {"file_name": "green.png"}, {"file_name": "blue.png", "text": "c"})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = MetadataSource(path=str(folder), captions={"text": "alt"}, broken="drop")
+    assert texts(read(source, tmp_path / "run")) == [[("alt", "a")], [("alt", "c")]]
+    [line] = (tmp_path / "run/broken.jsonl").read_text().splitlines()
+    assert json.loads(line)["row"].endswith("metadata.jsonl:2")
+
+
+def test_an_image_without_the_captions_that_are_asked_for_is_not_written_empty(tmp_path: Path) -> None:
+    rows = rows_of(write_images(tmp_path / "set"))
+    with pytest.raises(DataError, match=r"red\.png: no caption of kind dnese, it has "):
+        write_captions_json(tmp_path / "set", rows, ["dnese"])
+    with pytest.raises(DataError, match=r"red\.png: no caption of kind dnese or tgas, it has "):
+        write_kohya(tmp_path / "kohya.json", tmp_path / "set", rows, "dnese", "tgas")
+    assert not list(tmp_path.rglob("*.json"))
+
+
 def test_captions_json_goes_out_and_in_with_texts_alone(tmp_path: Path) -> None:
     rows = rows_of(write_images(tmp_path / "set"))
     write_captions_json(tmp_path / "set", rows, ["alt", "dense"])
@@ -330,6 +349,7 @@ def test_faults_of_metadata_are_named_by_file_and_row(tmp_path: Path, lines: str
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
+        (b"file_name,text,text\nred.png,a,b\n", r"metadata\.csv:1: the header names text more than once"),
         (b"file_name,title\nred.png,a\n", r"metadata\.csv: no column text; it has file_name, title"),
         (b"file_name,text\nred.png,a\nblue.png\n", r"metadata\.csv:3: another number of values than the 2"),
         (b"file_name,text\nred.png,a,b\n", r"metadata\.csv:2: another number of values"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 from full_records import FULL
+from PIL import Image
 
 from t2i.captioners import FilesCaptioner
 from t2i.data.sources import (
@@ -108,6 +109,23 @@ def test_folder_may_be_named_from_the_working_directory(
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     assert files(tmp_path / "runs/dataset") == files(written)
+
+
+def test_a_mask_goes_with_its_image(tmp_path: Path) -> None:
+    source = tiny.write_photographs(tmp_path / "photographs", count=2)
+    first, second = sorted(source.glob("*.png"))
+    mask = first.with_name(f"{first.stem}.mask.png")
+    Image.new("L", (4, 4), 255).save(mask)
+    (tmp_path / "caption").mkdir()
+    save_records(tmp_path / "caption", FolderSource(path=str(source)).read(tmp_path, 0))
+    fields = {"formats": [{"type": "parquet"}], "strip_metadata": False}
+    tiny.run_stage(DatasetStage, tmp_path / "dataset", fields, {"data_from": tmp_path / "caption"})
+    images = {path.name: path for path in (tmp_path / "dataset/images").iterdir()}
+    assert len(images) == 3
+    [copied] = [path for name, path in images.items() if name.endswith(".mask.png")]
+    assert copied.read_bytes() == mask.read_bytes()
+    assert images[copied.name.replace(".mask", "")].read_bytes() == first.read_bytes()
+    assert second.exists()
 
 
 def test_the_same_image_twice_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from t2i.errors import DataError
 _ORIENTATION = 0x0112
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_DROPPED = {b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME"}
+_SOS, _EOI = 0xDA, 0xD9
 _JPEG_DROPPED = {0xE1, 0xED, 0xFE}
 """APP1 (Exif, XMP), APP13 (IPTC), comments."""
 
@@ -55,17 +56,34 @@ def _jpeg(data: bytes) -> bytes:
     if exif := _orientation(data):
         kept.append(struct.pack(">BBH", 0xFF, 0xE1, len(exif) + 8) + b"Exif\0\0" + exif)
     place = 2
-    while data[place + 1] != 0xDA:
-        if data[place] != 0xFF:
-            raise ValueError("no segment where one must be")
-        if data[place + 1] == 0xFF:
-            place += 1
-            continue
-        (length,) = struct.unpack_from(">H", data, place + 2)
-        if data[place + 1] not in _JPEG_DROPPED:
-            kept.append(data[place : place + 2 + length])
-        place += 2 + length
-    return b"".join([*kept, data[place:]])
+    while place < len(data) and data[place + 1] != _EOI:
+        start, place = place, _jpeg_part_end(data, place)
+        marker, body = data[start + 1], data[start + 4 : place]
+        # MPF lists further pictures behind the end of this one, left out with it: they have Exif of their own.
+        if marker not in _JPEG_DROPPED and not (marker == 0xE2 and body.startswith(b"MPF\0")):
+            kept.append(data[start:place])
+    return b"".join([*kept, data[place : place + 2]])
+
+
+def _jpeg_part_end(data: bytes, place: int) -> int:
+    """Where the segment that begins here ends; a start of scan with the scan behind it."""
+    if data[place] != 0xFF:
+        raise ValueError("no segment where one must be")
+    if data[place + 1] == 0xFF:
+        return place + 1
+    (length,) = struct.unpack_from(">H", data, place + 2)
+    end = place + 2 + length
+    if data[place + 1] != _SOS:
+        return end
+    # In a scan 0xFF stands for itself before 0, and before the numbers of restart marks.
+    while (end := data.find(b"\xff", end)) >= 0 and end + 1 < len(data) and _is_in_scan(data[end + 1]):
+        end += 2
+    # A file that was cut ends with its scan.
+    return len(data) if end < 0 else end
+
+
+def _is_in_scan(after: int) -> bool:
+    return after == 0 or 0xD0 <= after <= 0xD7
 
 
 def _png(data: bytes) -> bytes:

@@ -114,11 +114,22 @@ def _object(path: Path) -> dict[str, Any]:
 
 def write_captions_json(folder: Path, records: Iterable[CaptionedImage], kinds: Sequence[str]) -> None:
     """Write `folder/captions.json` with the captions of these kinds, which it cannot tell apart; nothing else fits."""
-    found = {
-        Path(record.image).relative_to(folder).as_posix(): [c.text for c in record.captions if c.kind in kinds]
-        for record in records
-    }
+    found: dict[str, list[str]] = {}
+    for record in records:
+        texts = [c.text for c in record.captions if c.kind in kinds]
+        _check_has(record, texts, kinds)
+        found[Path(record.image).relative_to(folder).as_posix()] = texts
     write_text(folder / "captions.json", json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+
+
+def _check_has(record: CaptionedImage, texts: Sequence[str], kinds: Sequence[str]) -> None:
+    """Raise DataError for a record that would be written without a caption, as where a kind is misspelt."""
+    if not texts:
+        has = ", ".join(dict.fromkeys(caption.kind for caption in record.captions)) or "none"
+        raise DataError(
+            f"{record.image}: no caption of kind {' or '.join(kinds)}, it has {has}; name another, or filter such "
+            "images out with `require`."
+        )
 
 
 def write_kohya(path: Path, images: Path, records: Iterable[CaptionedImage], caption_kind: str, tags_kind: str) -> None:
@@ -126,6 +137,7 @@ def write_kohya(path: Path, images: Path, records: Iterable[CaptionedImage], cap
     found: dict[str, dict[str, str]] = {}
     for record in records:
         texts = {kind: [c.text for c in record.captions if c.kind == kind] for kind in (caption_kind, tags_kind)}
+        _check_has(record, [*texts[caption_kind], *texts[tags_kind]], (caption_kind, tags_kind))
         if any("\n" in text for text in texts[caption_kind]):
             raise DataError(f"{record.image}: a caption of several lines would become several in {path.name}.")
         if len(texts[tags_kind]) > 1:

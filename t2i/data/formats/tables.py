@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -31,17 +32,17 @@ def read_table(path: Path, required: tuple[str, ...]) -> Iterator[TableRow | Bro
         raise DataError(f"{path}: expected a file that ends in {', '.join(readers)}.")
     try:
         for number, row in enumerate(readers[path.suffix](path)):
-            if isinstance(row, tuple):
-                _check_columns(row, required, path if number == 0 or path.suffix != ".jsonl" else None)
-            yield row
+            missing = [name for name in required if name not in row[1]] if isinstance(row, tuple) else []
+            if not missing:
+                yield row
+                continue
+            there = f"no column {', '.join(missing)}; it has {', '.join(row[1])}."
+            # The columns of a line of JSON are its own: it alone is broken.
+            if path.suffix != ".jsonl" or number == 0:
+                raise DataError(f"{path}: {there}")
+            yield BrokenRow(row[0], there)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
-
-
-def _check_columns(row: TableRow, required: tuple[str, ...], path: Path | None) -> None:
-    missing = [name for name in required if name not in row[1]]
-    if missing:
-        raise DataError(f"{path or row[0]}: no column {', '.join(missing)}; it has {', '.join(row[1])}.")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
@@ -78,6 +79,11 @@ def _csv_rows(path: Path) -> Iterator[TableRow | BrokenRow]:
     csv.field_size_limit(max(csv.field_size_limit(), 2 * MAX_CAPTION_CHARS))
     text = decoded(path.read_bytes(), str(path))
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    with contextlib.suppress(csv.Error):  # told below, with its line
+        names = list(reader.fieldnames or ())
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise DataError(f"{path}:1: the header names {', '.join(repeated)} more than once; rename one.")
     while True:
         try:
             values = next(reader)
