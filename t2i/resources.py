@@ -75,7 +75,7 @@ class ContentHashes:
         try:
             if not path.is_dir():
                 return _digest(f"file {path.suffix.lower()} {self._hash_file(path)}")
-            rows = [f"{inner.relative_to(path).as_posix()} {self._hash_file(inner)}" for inner in _files_in(path)]
+            rows = [f"{inner.relative_to(path).as_posix()} {self._hash_file(inner)}" for inner in files_in(path)]
         except OSError as error:
             raise DataError(f"{error.filename or path}: cannot be read ({error.strerror}).") from error
         return _digest("\n".join(["folder", *rows]))
@@ -83,7 +83,7 @@ class ContentHashes:
     def hash_files(self, folder: Path) -> dict[str, str]:
         """Relative name -> SHA-256 of every file that counts in a folder's hash. Raises DataError as `hash_path`."""
         try:
-            return {inner.relative_to(folder).as_posix(): self._hash_file(inner) for inner in _files_in(folder)}
+            return {inner.relative_to(folder).as_posix(): self._hash_file(inner) for inner in files_in(folder)}
         except OSError as error:
             raise DataError(f"{error.filename or folder}: cannot be read ({error.strerror}).") from error
 
@@ -124,7 +124,7 @@ def _read_entries(file: Path) -> dict[str, list[int | str]]:
     return {name: entry for name, entry in rows if isinstance(entry, list) and len(entry) == 5}
 
 
-def _files_in(folder: Path, around: frozenset[str] = frozenset()) -> Iterator[Path]:
+def files_in(folder: Path, around: frozenset[str] = frozenset()) -> Iterator[Path]:
     """Files below a folder, by name; links are followed, and a link to a folder above is an error."""
     real = os.path.realpath(folder)
     if real in around:
@@ -133,7 +133,7 @@ def _files_in(folder: Path, around: frozenset[str] = frozenset()) -> Iterator[Pa
         if inner.name.startswith(".") or inner.name == "__pycache__":
             continue
         if inner.is_dir():
-            yield from _files_in(inner, around | {real})
+            yield from files_in(inner, around | {real})
         elif inner.exists() and not inner.is_file():
             raise DataError(f"{inner}: neither a file nor a folder, reading it could wait forever; remove it.")
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -27,7 +28,8 @@ class FilesCaptioner(FrozenModel):
     """What several lines mean: `one_line` (an error), `first_line`, `line_each`, `whole_file`, or comma `tags`."""
 
     def check(self, images: Iterable[Path]) -> None:
-        """Raise DataError for caption files beside the images that belong to none: a misspelt name loses two halves."""
+        """Raise DataError for caption files beside the images that belong to none, or to two: a misspelt name loses two
+        halves, and `a.png` beside `a.jpg` need not show the same."""
         from t2i.data.images import IMAGE_SUFFIXES
 
         problems: list[str] = []
@@ -36,6 +38,10 @@ class FilesCaptioner(FrozenModel):
             pictured = {path.stem for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
             captions = sorted(path for path in files if path.suffix == self.extension)
             problems += [str(path) for path in captions if path.stem not in pictured]
+            owners = Counter(path.stem for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
+            shared = next((path for path in captions if owners[path.stem] > 1), None)
+            if shared:
+                raise DataError(f"{shared}: {owners[shared.stem]} images are called {shared.stem}; rename all but one.")
         if problems:
             shown = ", ".join(problems[:5]) + (", ..." if len(problems) > 5 else "")
             raise DataError(

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from t2i.errors import DataError
 from t2i.records import CaptionedImage
+from t2i.resources import files_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,8 +33,8 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images.")
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    found = sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    # The same walk that hashes the folder: what counts for the one counts for the other, linked folders too.
+    found = sorted(path for path in files_in(folder) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     pictured = {path.with_suffix("") for path in found}
     found = [path for path in found if not _is_mask(path, pictured)]
     if not found:

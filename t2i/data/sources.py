@@ -55,7 +55,8 @@ class FolderSource(FrozenModel):
         for path in list_images(resolve_path(self.path)):
             try:
                 width, height = open_image(path).size
-                yield CaptionedImage(content_id(path), str(path.resolve()), width, height)
+                # Not where a link leads: captions and masks lie beside the link.
+                yield CaptionedImage(content_id(path), os.path.abspath(path), width, height)
             except DataError as error:
                 problems.append(str(error))
         if problems:

@@ -15,7 +15,7 @@ from t2i.captioners import Answer, AnyCaptioner, Captioner, FilesCaptioner, Refu
 from t2i.captioners.work import CaptionTask, answer_from
 from t2i.config import speed_only
 from t2i.data.generated import generated_records
-from t2i.data.sources import RECORDS_FILE, ImageSource, image_name, save_records
+from t2i.data.sources import RECORDS_FILE, ImageSource, RecordsSource, image_name, save_records
 from t2i.errors import ConfigError, DataError
 from t2i.files import write_parts
 from t2i.records import CaptionedImage
@@ -72,6 +72,12 @@ class CaptionStage(Stage):
             )
         if self.captioner is None and self.data_from is not None:
             raise ValueError("captioner: without one there is nothing to do with the records of a stage")
+        if isinstance(self.captioner, FilesCaptioner) and isinstance(self.data, RecordsSource):
+            # The file of records is hashed, what lies beside its images is not: an edited caption would not be seen.
+            raise ValueError(
+                "captioner: files beside the images of a `records` source are not watched; read their folder with "
+                "`data: {type: folder}`"
+            )
         if self.adapter_from is not None:
             if not isinstance(self.captioner, VlmCaptioner):
                 raise ValueError("adapter_from: only a captioner of type vlm can wear an adapter")

@@ -9,6 +9,8 @@ import tiny
 from PIL import Image
 
 from t2i.captioners import FilesCaptioner, Refusal, ShapesCaptioner
+from t2i.data.sources import FolderSource
+from t2i.errors import DataError
 from t2i.records import Caption, CaptionedImage
 
 
@@ -94,6 +96,32 @@ def test_what_is_no_text_of_a_person_is_refused(tmp_path: Path, data: bytes, rea
     answer = read(tmp_path, data)
     assert isinstance(answer, Refusal)
     assert reason in answer.reason
+
+
+def test_a_caption_of_two_images_is_refused(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text("a wall")
+    captioner = tiny.from_recipe(FilesCaptioner, {"type": "files"})
+    with pytest.raises(DataError, match=r"a\.txt: 2 images are called a; rename all but one"):
+        captioner.check(sorted(tmp_path.glob("*.??g")))
+    (tmp_path / "a.jpg").unlink()
+    captioner.check(sorted(tmp_path.glob("*.??g")))
+
+
+def test_linked_images_have_the_captions_beside_the_link_and_linked_folders_count(tmp_path: Path) -> None:
+    for place in ("store/deep", "mine"):
+        (tmp_path / place).mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "store/a.png")
+    Image.new("RGB", (8, 8), "blue").save(tmp_path / "store/deep/b.png")
+    for name, text in (("store/a", "theirs"), ("store/deep/b", "a blue wall"), ("mine/a", "mine")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    (tmp_path / "mine/a.png").symlink_to(tmp_path / "store/a.png")
+    (tmp_path / "mine/linked").symlink_to(tmp_path / "store/deep")
+    rows = list(FolderSource(path=str(tmp_path / "mine")).read(tmp_path / "run", 0))
+    assert [Path(row.image).relative_to(tmp_path).as_posix() for row in rows] == ["mine/a.png", "mine/linked/b.png"]
+    answers = tiny.captions(tiny.from_recipe(FilesCaptioner, {"type": "files"}), rows)
+    assert [answer[0].text for answer in answers if isinstance(answer, tuple)] == ["mine", "a blue wall"]
 
 
 def test_sidecar_that_is_a_folder_is_refused(tmp_path: Path) -> None:

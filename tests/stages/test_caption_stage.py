@@ -136,3 +136,10 @@ def test_exactly_one_source_of_images() -> None:
     for fields in ({}, {"data": data, "data_from": "caption"}):
         with pytest.raises(ValidationError, match="exactly one of `data`"):
             tiny.from_recipe(CaptionStage, {"captioner": {"type": "files"}, **fields})
+
+
+def test_captions_beside_the_images_of_records_are_refused(tmp_path: Path) -> None:
+    """Their files are no part of what decides whether the stage runs again."""
+    fields = {"data": {"type": "records", "path": "r.jsonl"}, "captioner": {"type": "files"}}
+    with pytest.raises(ValidationError, match="are not watched; read their folder"):
+        tiny.from_recipe(CaptionStage, fields)

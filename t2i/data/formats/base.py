@@ -99,7 +99,8 @@ def _record(row: Row, folder: Path) -> CaptionedImage | BrokenRow:
     from t2i.data.images import content_id, open_image
 
     try:
-        path = _stored(row.image, folder, row.where) if isinstance(row.image, bytes) else row.image.resolve()
+        # Not where a link leads: masks lie beside the link.
+        path = _stored(row.image, folder, row.where) if isinstance(row.image, bytes) else row.image.absolute()
         # Decoded as a whole: a truncated file has a sound header.
         width, height = open_image(path).size
     except DataError as error:
