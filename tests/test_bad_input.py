@@ -168,6 +168,9 @@ def unreadable_images(folder: Path) -> None:
 
 def missing_image(folder: Path) -> str:
     (folder / "records.jsonl").write_text('{"id": "a", "image": "gone.png", "width": 9, "height": 9}')
+    # Captions come with the records, or from a model: files beside the images are not watched.
+    recipe = folder / "bad.yaml"
+    recipe.write_text(recipe.read_text().replace("{type: files}", "{type: shapes, kind: dense}"))
     return "caption.data={type: records, path: records.jsonl}"
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from t2i import lora
 from t2i.errors import ModelError
+from t2i.export.card import sizes
 from t2i.export.factors import Adapter, Factors, check_adapter, largest_error
 from t2i.export.layouts import PEFT_PREFIX, Layout, ModelLayers, to_layout, to_tensors
 from t2i.export.reading import read_adapter
@@ -104,7 +105,7 @@ def write_adapter(
     named = to_layout(adapter, layout, layers)
     rounded = {name: factors.to(DTYPES[precision]) for name, factors in named.items()}
     with _draft(target) as draft:
-        write_layout(rounded, draft, layout, metadata)
+        write_layout(rounded, draft, layout, metadata | (sizes(named, layout) if "t2i_ranks" in metadata else {}))
         read_by = reader_of(layout, family, named)
         # Ours too: what is written here may come back as a start, or into a merge.
         own = largest_error(adapter, read_adapter(draft, layers).adapter)

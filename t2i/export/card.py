@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from t2i.export.factors import Adapter
+from t2i.export.factors import Adapter, Factors
 from t2i.records import CaptionedImage
 
 ARCHITECTURES = {
@@ -67,8 +67,6 @@ def header(
     scores: Sequence[Mapping[str, Any]],
 ) -> dict[str, str]:
     """The strings of an exported file. source: those of the trained file; scores: rows of a comparison."""
-    ranks = sorted({factors.rank for factors in adapter.values()})
-    alphas = sorted({round(factors.alpha, 6) for factors in adapter.values()})
     strings = {key: value for key, value in source.items() if key.startswith("t2i_")} | {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": ARCHITECTURES.get(base.family, f"{base.family}/lora"),
@@ -79,13 +77,20 @@ def header(
         "t2i_model_sha256": base.sha256,
         "t2i_layout": layout,
         "t2i_version": version("t2i-toolkit"),
-        "t2i_ranks": json.dumps(ranks),
-        "t2i_alphas": json.dumps(alphas),
+        **sizes(adapter, layout),
     }
     if source.get("t2i_trigger_words"):
         strings["modelspec.trigger_phrase"] = source["t2i_trigger_words"]
     if scores:
         strings["t2i_scores"] = json.dumps([_score(row) for row in scores], ensure_ascii=False)
+    return strings
+
+
+def sizes(named: Mapping[str, Factors], layout: str) -> dict[str, str]:
+    """The strings about ranks and alphas. named: the layers of a file, which fusing gives larger ones than trained."""
+    ranks = sorted({factors.rank for factors in named.values()})
+    alphas = sorted({round(factors.alpha, 6) for factors in named.values()})
+    strings = {"t2i_ranks": json.dumps(ranks), "t2i_alphas": json.dumps(alphas)}
     if layout == "kohya":
         # What interfaces show of such a file.
         strings |= {"ss_network_module": "networks.lora", "ss_network_dim": str(ranks[-1])}

@@ -7,6 +7,7 @@ import io
 import json
 import struct
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -275,6 +276,45 @@ def test_a_hub_data_set_is_read_at_the_commit_that_its_images_say(
     assert (first.image, first.origin and first.origin.dataset) == (png("green"), f"owner/name@{commit}")
     assert [isinstance(row, BrokenRow) for row in broken] == [True] * 3
     assert ["is no file of the data set" in str(row) for row in broken] == [True, True, False]
+
+
+# `datasets` leaves a CSV file that is not read to its end to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_hub_layouts_without_types_name_their_images_and_zips_hold_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    folder = write_images(tmp_path / "csv")
+    (folder / "train.csv").write_text("image,text\nred.png,a\nblue.png,b\n")
+    (folder / "red.png").rename(tmp_path / "red.png")
+    source = HubSource(path=str(folder), captions={"text": "alt"})
+    broken, blue = source.rows()
+    assert isinstance(broken, BrokenRow)
+    assert "no file 'red.png'" in broken.reason
+    assert isinstance(blue, Row)
+    assert blue.image == png("blue")
+    with pytest.raises(DataError, match="no column title; it has image, text"):
+        list(HubSource(path=str(folder), captions={"title": "alt"}).rows())
+    zipped = write_paths(
+        tmp_path / "zip", f"zip://in/red.png::{tmp_path}/zip/a.zip", f"zip://in/red.png::{tmp_path}/b.zip"
+    )
+    for name in ("zip/a.zip", "b.zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("in/red.png", png("red"))
+    inside, outside = HubSource(path=str(zipped), captions={"text": "alt"}).rows()
+    assert isinstance(inside, Row)
+    assert inside.image == png("red")
+    assert isinstance(outside, BrokenRow)
+    assert "is no file of the data set" in outside.reason
+
+
+def test_a_broken_file_of_a_hub_layout_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    folder = write_images(tmp_path / "set")
+    (folder / "train-0.jsonl").write_text('{"image": "red.png", "text": "a"}\n')
+    (folder / "train-1.jsonl").write_text('{"image": "blue.png", "te')
+    with pytest.raises(DataError, match=r"row 1: cannot be read \("):
+        list(HubSource(path=str(folder), captions={"text": "alt"}).rows())
 
 
 def test_a_hub_data_set_that_cannot_be_had_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import tiny
+import tiny_adapters
 from safetensors import safe_open
 
+from t2i.export.adapter import write_adapter
 from t2i.export.card import dataset_strings
 from t2i.records import Caption, CaptionedImage
 from t2i.stages.export import Export
@@ -55,3 +57,18 @@ def test_header_and_card_say_what_the_file_was_made_from(tmp_path: Path) -> None
     assert "CC-BY-4.0 (1), CC0 (1), not stated (1)" in text
     assert "`style.diffusers.safetensors` | diffusers" in text
     assert str(tmp_path) not in text
+
+
+def test_the_header_has_the_ranks_of_the_file_and_not_those_that_were_trained(tmp_path: Path) -> None:
+    """Parts of one fused layer with different inputs become one of all their ranks."""
+    family = tiny_adapters.family("flux")
+    adapter = tiny_adapters.adapter("flux")
+    path = tmp_path / "x.safetensors"
+    metadata = {"t2i_ranks": "[4]", "t2i_alphas": "[3.0]"}
+    write_adapter(adapter, path, family, layout="kohya", precision="fp32", metadata=metadata)
+    with safe_open(path, "pt") as file:
+        strings = file.metadata()
+        ranks = {file.get_slice(key).get_shape()[0] for key in file.keys() if key.endswith("lora_down.weight")}  # noqa: SIM118
+    assert json.loads(strings["t2i_ranks"]) == sorted(ranks)
+    assert max(ranks) > 4
+    assert strings["ss_network_dim"] == str(max(ranks))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,19 +46,35 @@ class HubSource(FormatSource):
         folder = local.absolute() if local.exists() else None
         commit = self.revision if folder else commit_of_data(self.path, self.revision)
         table = self._open(str(folder) if folder else self.path, commit)
-        columns = table.column_names
-        missing = [name for name in (self.image, *self.captions) if columns is not None and name not in columns]
-        if missing:
-            raise DataError(f"{self.path}: no column {', '.join(missing)}; it has {', '.join(columns or ())}.")
         origin = ImageOrigin(dataset=f"{self.path}@{commit}" if commit else self.path, licence=self.licence)
         chosen = table.skip(self.first)
         chosen = chosen.take(self.limit) if self.limit is not None else chosen
-        for number, values in enumerate(chosen, self.first):
+        for number, values in enumerate(self._values(chosen), self.first):
             where = f"{self.path} [{self.split}], row {number}"
+            self._check_columns(values)
             try:
-                yield self._row(where, values, origin, folder)
+                yield self._row(where, values, origin, folder or f"hf://datasets/{self.path}@{commit}/")
             except DataError as error:
                 yield BrokenRow(where, str(error))
+
+    def _values(self, table: Any) -> Iterator[Mapping[str, Any]]:
+        """Rows as they come. Raises DataError for a file among them that is broken, or out of reach."""
+        rows, number = iter(table), self.first
+        while True:
+            try:
+                values = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:  # of the reader of the format, or of the way to the hub
+                told = f"{self.path} [{self.split}], row {number}: cannot be read ({_first_line(error)})."
+                raise DataError(told) from error
+            yield values
+            number += 1
+
+    def _check_columns(self, columns: Collection[str]) -> None:
+        missing = [name for name in (self.image, *self.captions) if name not in columns]
+        if missing:
+            raise DataError(f"{self.path}: no column {', '.join(missing)}; it has {', '.join(columns)}.")
 
     def _open(self, name: str, revision: str | None) -> Any:
         from datasets import Image, load_dataset
@@ -66,34 +82,60 @@ class HubSource(FormatSource):
 
         try:
             table = load_dataset(name, self.config, split=self.split, revision=revision, streaming=True)
+            if table.features is None:  # of a CSV or JSON file, in which images are names
+                return table
+            self._check_columns(table.features)
             # Bytes as they are: decoding and encoding again would change the image and its id.
-            return table.cast_column(self.image, Image(decode=False)) if _has(table, self.image) else table
+            return table.cast_column(self.image, Image(decode=False))
+        except DataError:
+            raise
         except (OSError, ValueError, DatasetsError) as error:
             raise DataError(f"{self.path} [{self.split}]: cannot be opened ({_first_line(error)}).") from error
 
-    def _row(self, where: str, values: Mapping[str, Any], origin: ImageOrigin, folder: Path | None) -> Row:
+    def _row(self, where: str, values: Mapping[str, Any], origin: ImageOrigin, root: Path | str) -> Row:
         captions = column_captions(values, self.captions, where)
         known = {self.image, *self.captions}
         extra = {name: value for name, value in values.items() if name not in known and _is_plain(value)}
-        return Row(where, self._image_bytes(values[self.image], where, folder), captions, extra, origin)
+        return Row(where, _image_bytes(values[self.image], where, root), captions, extra, origin)
 
-    def _image_bytes(self, value: Any, where: str, folder: Path | None) -> bytes:
-        """The image in a row, or the file that the row names: of this data set, and nothing else of this machine."""
-        if isinstance(value, Mapping) and value.get("bytes"):
-            return bytes(value["bytes"])
-        path = value.get("path") if isinstance(value, Mapping) else None
-        if not path:
-            raise DataError(f"{where}: no image.")
-        if folder is None:
-            return _remote_file(path, f"hf://datasets/{self.path}@", where)
-        # By name, not by where links lead: the files of the hub's cache are links.
-        file = Path(os.path.normpath(folder / path))
-        if not file.is_relative_to(folder):
-            raise DataError(f"{where}: {path!r} leads out of {folder}; expected a file of the data set.")
-        if not file.is_file():
-            raise DataError(f"{where}: no file {path!r}.")
-        with file.open("rb") as opened:
-            return opened.read(MAX_IMAGE_BYTES + 1)
+
+def _image_bytes(value: Any, where: str, root: Path | str) -> bytes:
+    """The image in a row, or the file that the row names: of this data set, and nothing else of this machine.
+
+    root: the data set's folder, or the beginning of every address in it.
+    """
+    if isinstance(value, Mapping) and value.get("bytes"):
+        return bytes(value["bytes"])
+    path = value.get("path") if isinstance(value, Mapping) else value
+    if not isinstance(path, str) or not path:
+        raise DataError(f"{where}: no image.")
+    if isinstance(root, str) or "::" in path:
+        return _file_at(path, str(root), where)
+    # By name, not by where links lead: the files of the hub's cache are links.
+    file = Path(os.path.normpath(root / path))
+    if not file.is_relative_to(root):
+        raise DataError(f"{where}: {path!r} leads out of {root}; expected a file of the data set.")
+    if not file.is_file():
+        raise DataError(f"{where}: no file {path!r}.")
+    with file.open("rb") as opened:
+        return opened.read(MAX_IMAGE_BYTES + 1)
+
+
+def _file_at(path: str, root: str, where: str) -> bytes:
+    """A file of the hub's repository, or one in a zip file: `zip://red.png::hf://datasets/owner/name@commit/a.zip`."""
+    import fsspec
+
+    inner, _, outer = path.rpartition("::")
+    if "://" not in outer and not outer.startswith("/"):
+        outer = root + outer
+    is_plain = inner == "" or (inner.startswith("zip://") and "::" not in inner)
+    if not is_plain or not outer.startswith(root) or ".." in outer.split("/"):
+        raise DataError(f"{where}: {path!r} is no file of the data set.")
+    try:
+        with fsspec.open(f"{inner}::{outer}" if inner else outer, "rb") as file:
+            return file.read(MAX_IMAGE_BYTES + 1)  # pyright: ignore[reportAttributeAccessIssue]
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{where}: {path!r} cannot be read ({error}).") from error
 
 
 def commit_of_data(name: str, revision: str | None) -> str:
@@ -109,24 +151,6 @@ def commit_of_data(name: str, revision: str | None) -> str:
 def _first_line(error: Exception) -> str:
     [line, *_] = str(error).strip().splitlines() or [type(error).__name__]
     return line
-
-
-def _remote_file(path: str, prefix: str, where: str) -> bytes:
-    """A file of the hub's repository, or of a zip file in it: `zip://red.png::hf://datasets/owner/name@commit/a.zip`."""
-    import fsspec
-
-    inner, _, outer = path.rpartition("::")
-    if not outer.startswith(prefix) or not (inner.startswith("zip://") or not inner) or "::" in inner:
-        raise DataError(f"{where}: {path!r} is no file of the data set.")
-    try:
-        with fsspec.open(path, "rb") as file:
-            return file.read(MAX_IMAGE_BYTES + 1)  # pyright: ignore[reportAttributeAccessIssue]
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"{where}: {path!r} cannot be read ({error}).") from error
-
-
-def _has(table: Any, column: str) -> bool:
-    return table.column_names is None or column in table.column_names
 
 
 def _is_plain(value: Any) -> bool:
