@@ -32,10 +32,10 @@ def read_table(path: Path, required: tuple[str, ...]) -> Iterator[TableRow | Bro
         raise DataError(f"{path}: expected a file that ends in {', '.join(readers)}.")
     try:
         for number, row in enumerate(readers[path.suffix](path)):
-            missing = [name for name in required if name not in row[1]] if isinstance(row, tuple) else []
-            if not missing:
+            if isinstance(row, BrokenRow) or all(name in row[1] for name in required):
                 yield row
                 continue
+            missing = [name for name in required if name not in row[1]]
             there = f"no column {', '.join(missing)}; it has {', '.join(row[1])}."
             # The columns of a line of JSON are its own: it alone is broken.
             if path.suffix != ".jsonl" or number == 0:
