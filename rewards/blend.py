@@ -54,9 +54,11 @@ class Statistics:
     images: int
     version: str
     """Of the scorer that gave the values."""
+    id: str = ""
+    """Its id, `scorer_id(describe(scorer))`, which tells its weights and options too; not compared if empty."""
 
 
-def measure(values: ArrayLike, version: str) -> Statistics:
+def measure(values: ArrayLike, version: str, id: str = "") -> Statistics:
     """Statistics of [B] scores. Raises InputError for fewer than 2, one not finite, or all the same."""
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1 or len(numbers) < 2 or not np.isfinite(numbers).all():
@@ -64,7 +66,7 @@ def measure(values: ArrayLike, version: str) -> Statistics:
     deviation = float(numbers.std(ddof=1))
     if deviation == 0.0:
         raise InputError(f"all {len(numbers)} scores are {numbers[0]:g}; a z-score needs a spread.")
-    return Statistics(float(numbers.mean()), deviation, len(numbers), version)
+    return Statistics(float(numbers.mean()), deviation, len(numbers), version, id)
 
 
 def z_score(values: Values, statistics: Statistics) -> Values:
@@ -166,8 +168,14 @@ class Blend:
         self.needs_prompt = any(part.needs_prompt for part in self._parts)
         self.differentiable = all(part.differentiable for part in self._parts)
         self.scale = self._describe()
+        if all(isinstance(part, Fingerprinted) for part in self._parts):
+            # A blend of others has none: its scores are not kept in caches, as theirs are not.
+            self.fingerprint = self._fingerprint
 
     def _check_parts(self) -> None:
+        from rewards.score_files import scorer_id
+        from rewards.scoring import describe
+
         for part in self._parts:
             if self._statistics is None:
                 if self._way == "harmonic" and not part.higher_is_better:
@@ -182,6 +190,11 @@ class Blend:
                 raise InputError(
                     f"{self.name}: statistics of {part.name} version {known.version}, the scorer has {part.version}; "
                     "measure them anew."
+                )
+            if known.id and known.id != scorer_id(describe(part)):
+                raise InputError(
+                    f"{self.name}: statistics of {part.name} are of {known.id}, with other weights or options than "
+                    f"{scorer_id(describe(part))}; measure them anew."
                 )
 
     def _describe(self) -> str:
@@ -204,12 +217,11 @@ class Blend:
         limited = [part for part in self._parts if isinstance(part, TextLimited)]
         return sum(any(part.count_truncated([prompt]) for part in limited) for prompt in prompts)
 
-    def fingerprint(self) -> dict[str, str]:
-        """Fingerprints of all parts, how they are blended, and the statistics. Raises InputError for a part without."""
+    def _fingerprint(self) -> dict[str, str]:
+        """Fingerprints of all parts, how they are blended, and the statistics."""
         facts = {"name": self.name, "version": self.version, "scale": self.scale, "weights": json.dumps(self._weights)}
         for part in self._parts:
-            if not isinstance(part, Fingerprinted):
-                raise InputError(f"{self.name}: {part.name} has no fingerprint, so the blend cannot be cached.")
+            assert isinstance(part, Fingerprinted)
             known = asdict(self._statistics[part.name]) if self._statistics is not None else None
             facts[part.name] = json.dumps([sorted(part.fingerprint().items()), known])
         return facts

@@ -6,6 +6,7 @@ absent from its row; nothing is ever filled in.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,8 @@ from typing import TypeAlias
 from rewards.tables import MeanRow, mean_rows
 
 Key: TypeAlias = tuple[str, int]
-"""(prompt, how many images of the prompt came before); without a prompt the image's file name stands for it."""
+"""(prompt, how many images of the prompt came before); without a prompt the image's path below the folder stands for
+it."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,18 @@ class ScoreTable:
         seen: dict[str, int] = {}
         keys = []
         for row in self.rows:
-            unit = row.prompt or row.image.name
+            unit = row.prompt or self.name_of(row)
             keys.append((unit, seen.get(unit, 0)))
             seen[unit] = seen.get(unit, 0) + 1
         return tuple(keys)
+
+    def name_of(self, row: Row) -> str:
+        """Path of an image below the folder that all are in: folders may hold files of equal names."""
+        return row.image.absolute().relative_to(self._folder).as_posix()
+
+    @cached_property
+    def _folder(self) -> Path:
+        return Path(os.path.commonpath([row.image.absolute().parent for row in self.rows]))
 
     def column(self, scorer: str) -> dict[Key, float]:
         """Scores of one scorer, of the rows that have one."""
@@ -114,7 +124,8 @@ class ScoreTable:
         return any(finding.is_gap and finding.count for finding in self.findings)
 
     def _truncated(self, scorer: str) -> list[str]:
-        return [row.prompt for row in self.rows if scorer in row.truncated_by and row.prompt is not None]
+        cut = (row.prompt for row in self.rows if scorer in row.truncated_by and row.prompt is not None)
+        return list(dict.fromkeys(cut))
 
 
 def _names(rows: Sequence[Row], holds: Callable[[Row], bool]) -> list[str]:

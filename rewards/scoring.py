@@ -214,7 +214,10 @@ def count_truncated(scorers: Sequence[Reward], prompts: Sequence[str]) -> dict[s
 
 
 def describe(scorer: Reward) -> dict[str, object]:
-    """What a score by this scorer is, JSON-ready: name, version, scale, direction; card and fingerprint if any."""
+    """What a score by this scorer is, JSON-ready: name, version, scale, direction; card and fingerprint if any.
+
+    Of a scorer without a fingerprint its plain attributes stand for the options that it was made with.
+    """
     facts: dict[str, object] = {
         "name": scorer.name,
         "version": scorer.version,
@@ -226,6 +229,9 @@ def describe(scorer: Reward) -> dict[str, object]:
         facts["card"] = asdict(scorer.card)
     if isinstance(scorer, Fingerprinted):
         facts["fingerprint"] = dict(scorer.fingerprint())
+    else:
+        plain = {name: value for name, value in vars(scorer).items() if isinstance(value, str | int | float | None)}
+        facts["options"] = {name: plain[name] for name in sorted(plain.keys() - facts.keys())}
     return facts
 
 

@@ -140,7 +140,7 @@ def paired_comparison(
     that are not finite, and for fewer than 2 prompts.
     """
     check_resampling(level, resamples)
-    _check_partners(a, b, names)
+    check_partners(a, b, names)
     keys = list(a)
     prompts: dict[Hashable, list[int]] = {}
     for position, key in enumerate(keys):
@@ -177,7 +177,8 @@ def paired_comparison(
     )
 
 
-def _check_partners(a: Mapping[Key, float], b: Mapping[Key, float], names: tuple[str, str]) -> None:
+def check_partners(a: Mapping[Key, float], b: Mapping[Key, float], names: tuple[str, str]) -> None:
+    """Raise InputError for keys that one of the two lacks, and for scores that are not finite."""
     for name, other, lacking in ((names[1], names[0], a.keys() - b.keys()), (names[0], names[1], b.keys() - a.keys())):
         if lacking:
             listed = ", ".join(sorted(map(repr, lacking))[:10]) + (", ..." if len(lacking) > 10 else "")

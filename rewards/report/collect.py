@@ -71,7 +71,7 @@ def _worst(scorer: ScorerFacts, name: str, table: ScoreTable) -> tuple[Panel, ..
     scored = [row for row in table.rows if scorer.name in row.scores]
     worst: dict[str, Row] = {}
     for row in sorted(scored, key=lambda row: sign * row.scores[scorer.name]):
-        worst.setdefault(row.prompt or row.image.name, row)
+        worst.setdefault(row.prompt or table.name_of(row), row)
     return tuple(
         Panel(prompt, (Shown(row.image, name, row.scores[scorer.name]),)) for prompt, row in list(worst.items())[:WORST]
     )

@@ -13,13 +13,14 @@ from rewards.suites.reading import Suite, SuitePrompt
 def pair_suite(folder: Path, suite: Suite) -> Pairing:
     """Find a folder's images and their prompts in a suite.
 
-    An image is named after its prompt, `ID.png`, or is in a folder of that name, `ID/any.png`; or after its place in
-    the suite, from 0: `00012.png`. `-SAMPLE` may follow either name: `00012-01.png`. Images of other names have no
-    prompt; prompts without an image are named. Raises InputError when no image has a prompt.
+    An image is named after its prompt, `ID.png`, or is somewhere in a folder of that name, `ID/samples/any.png`; or
+    after its place in the suite, from 0: `00012.png` at the top, or a folder `00012` as GenEval has it. `-SAMPLE` may
+    follow the name of a file: `00012-01.png`. Images of other names have no prompt; prompts without an image are named.
+    Raises InputError when no image has a prompt.
     """
     images = find_images(folder)
     by_id = {prompt.id: prompt for prompt in suite.prompts}
-    found = [_prompt_of(image, by_id, suite.prompts) for image in images]
+    found = [_prompt_of(image.relative_to(folder), by_id, suite.prompts) for image in images]
     if not any(found):
         raise InputError(
             f"{folder}: no image is named after a prompt of suite {suite.name}; expected {suite.prompts[0].id}.png or "
@@ -35,8 +36,19 @@ def pair_suite(folder: Path, suite: Suite) -> Pairing:
 
 
 def _prompt_of(image: Path, by_id: dict[str, SuitePrompt], prompts: tuple[SuitePrompt, ...]) -> SuitePrompt | None:
-    base = re.sub(r"-[0-9]+$", "", image.stem)
-    for name in (image.stem, base, image.parent.name):
+    """image: below the folder. In a folder of a prompt the file's own name is that of a sample, not of a prompt."""
+    names = [image.stem, re.sub(r"-[0-9]+$", "", image.stem)]
+    folders = image.parts[:-1]
+    words = [name for name in names if not name.isdecimal()]
+    for name in (*folders, *words):
         if name in by_id:
             return by_id[name]
-    return prompts[int(base)] if re.fullmatch("[0-9]{1,9}", base) and int(base) < len(prompts) else None
+    places = [name for name in folders if _is_place(name, prompts)]
+    if places or folders:
+        return prompts[int(places[0])] if places else next((by_id[name] for name in names if name in by_id), None)
+    known = next((by_id[name] for name in names if name in by_id), None)
+    return known or (prompts[int(names[1])] if _is_place(names[1], prompts) else None)
+
+
+def _is_place(name: str, prompts: tuple[SuitePrompt, ...]) -> bool:
+    return re.fullmatch("[0-9]{1,9}", name) is not None and int(name) < len(prompts)

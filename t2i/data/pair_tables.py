@@ -26,8 +26,8 @@ class PairTable(FrozenModel):
     """The file; paths of images in it are relative to its folder."""
     layout: Layout = "plain"
     """`plain`: columns prompt, chosen, rejected, and optionally prompt_id, preference, aspect. `pick_a_pic`: caption,
-    image_0, image_1, label_0, label_1 (1 for the winner, 0.5 for both of a tie). `hpd`: prompt, image_path (a list) and
-    human_preference (1 or 0 for each, or a rank where less is better)."""
+    image_0, image_1, label_0, label_1 (1 for the winner, 0.5 for both of a tie). `hpd`: prompt, image_path or
+    file_path (a list), and human_preference (1 for the liked ones and 0 for others) or rank (1 is the best)."""
 
     def read(self) -> Iterator[PreferencePair]:
         """The pairs, ties included, with absolute paths. Raises DataError that names the row."""
@@ -206,12 +206,16 @@ def _list(row: Mapping[str, Any], name: str, where: str) -> list[Any]:
 
 def _hpd(row: Mapping[str, Any], where: str) -> Iterator[PreferencePair]:
     prompt = _text(row, "prompt", where)
-    images, ranks = _list(row, "image_path", where), _list(row, "human_preference", where)
-    if len(images) != len(ranks):
-        raise DataError(f"{where}: {len(images)} images in image_path and {len(ranks)} in human_preference.")
-    values = [_number(rank, "human_preference", where) for rank in ranks]
-    # Of two images, 1 marks the liked one; of more, the numbers are ranks and the smallest is the best.
-    better = values if len(values) == 2 else [-value for value in values]
+    images = _list(row, "image_path" if "image_path" in row else "file_path", where)
+    said = "human_preference" if "human_preference" in row else "rank"
+    values = [_number(value, said, where) for value in _list(row, said, where)]
+    if len(images) != len(values):
+        raise DataError(f"{where}: {len(images)} images and {len(values)} numbers in {said}.")
+    # Marks are zeros and ones, the liked with 1; ranks begin with the best at 1.
+    is_marked = said == "human_preference" and set(values) <= {0, 1}
+    if not is_marked and min(values, default=1) < 1:
+        raise DataError(f"{where}: {said} is {values}; expected marks 0 and 1, or ranks from 1 on.")
+    better = values if is_marked else [-value for value in values]
     for i in range(len(images)):
         for j in range(i + 1, len(images)):
             first, second = (i, j) if better[i] >= better[j] else (j, i)

@@ -133,11 +133,12 @@ def relabel(pairs: Sequence[PreferencePair], labels: Labels, seed: int) -> list[
 
 
 def _swapped(pair: PreferencePair) -> PreferencePair:
+    margins = {name: -value for name, value in pair.extra.get("margins", {}).items()}
     return replace(
         pair,
         chosen=pair.rejected,
         rejected=pair.chosen,
         chosen_id=pair.rejected_id,
         rejected_id=pair.chosen_id,
-        extra=pair.extra | {"label": "swapped"},
+        extra=pair.extra | ({"margins": margins} if margins else {}) | {"label": "swapped"},
     )

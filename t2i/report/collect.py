@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,14 @@ def collect_report(sources: Sources, *, title: str, recipe_name: str, panels: in
     comparisons = [_read(folder / "comparison.json") for folder in sources.comparisons]
     chosen = _Panels(sources, rows, scorers)
     everything = chosen.all()
+    first, worst, changed = (
+        _by_prompt(found)
+        for found in (
+            everything,
+            sorted(everything, key=chosen.last_score),
+            sorted(everything, key=lambda panel: -abs(panel.change or 0.0)),
+        )
+    )
     return Report(
         title=title,
         recipe_name=recipe_name,
@@ -57,16 +66,28 @@ def collect_report(sources: Sources, *, title: str, recipe_name: str, panels: in
         scores=tuple(score_rows(rows, [scorer["label"] for scorer in scorers])),
         comparisons=tuple(_comparison_row(result, row) for result in comparisons for row in result["overall"]),
         categories=tuple(_category_row(result, row) for result in comparisons for row in result["categories"]),
-        panels=tuple(everything[:panels]),
-        panels_chosen=f"the first {min(panels, len(everything))} prompts, not the best",
-        worst_panels=tuple(sorted(everything, key=chosen.last_score)[:extremes]),
-        most_changed_panels=tuple(sorted(everything, key=lambda panel: -abs(panel.change or 0.0))[:extremes]),
+        panels=tuple(first[:panels]),
+        panels_chosen=f"the first {min(panels, len(first))} prompts, not the best{_of_each(everything, first)}",
+        worst_panels=tuple(worst[:extremes]),
+        most_changed_panels=tuple(changed[:extremes]),
         curves=tuple(curve for name, folder in sources.trainings for curve in _curves(name, folder)),
         estimates=tuple(row for name, folder in sources.trainings for row in _estimates(name, folder)),
         notes=tuple(_notes(sources, scorers)),
         stages=tuple(_stages(sources)),
         provenance=tuple(_provenance(sources.scores[-1][1])),
     )
+
+
+def _by_prompt(panels: Sequence[PromptPanel]) -> list[PromptPanel]:
+    """The first panel of each prompt."""
+    found: dict[str, PromptPanel] = {}
+    for panel in panels:
+        found.setdefault(panel.prompt_id, panel)
+    return list(found.values())
+
+
+def _of_each(everything: Sequence[PromptPanel], first: Sequence[PromptPanel]) -> str:
+    return "" if len(everything) == len(first) else "; of each the first image"
 
 
 class _Panels:
@@ -125,6 +146,7 @@ def _comparison_row(result: dict[str, Any], row: dict[str, Any]) -> ComparisonRo
         images=row["images"],
         verdict=row["verdict"],
         role=_ROLES[row["role"]],
+        level=result["level"],
     )
 
 
@@ -136,6 +158,7 @@ def _category_row(result: dict[str, Any], row: dict[str, Any]) -> CategoryRow:
         arm_b=result["b"],
         **{name: row.get(name) for name in ("mean_a", "mean_b", "difference", "low", "high")},
         prompts=row["prompts"],
+        level=result["level"],
     )
 
 

@@ -11,6 +11,7 @@ from t2i.report.numbers import (
     align,
     counted,
     interval,
+    level_words,
     number,
     outcomes,
     percent,
@@ -36,13 +37,17 @@ class ComparisonGroup:
     arm_a: str
     arm_b: str
     rows: tuple[dict[str, str], ...]
+    level: str
+    """Confidence of the intervals, in words."""
 
 
 def comparison_groups(rows: Sequence[ComparisonRow]) -> list[ComparisonGroup]:
     """One table for each pair of arms, in the order in which the pairs first appear."""
     pairs = list(dict.fromkeys((row.arm_a, row.arm_b) for row in rows))
+    own = {pair: [row for row in rows if (row.arm_a, row.arm_b) == pair] for pair in pairs}
     return [
-        ComparisonGroup(*pair, _comparison_cells([r for r in rows if (r.arm_a, r.arm_b) == pair])) for pair in pairs
+        ComparisonGroup(*pair, _comparison_cells(found), level_words(row.level for row in found))
+        for pair, found in own.items()
     ]
 
 
@@ -98,7 +103,14 @@ def category_table(rows: Sequence[CategoryRow]) -> Table:
         )
         for row in rows
     ]
-    head = ("category", rows[0].arm_a, rows[0].arm_b, "difference", "95 % interval", "prompts")
+    head = (
+        "category",
+        rows[0].arm_a,
+        rows[0].arm_b,
+        "difference",
+        f"{level_words(row.level for row in rows)} interval",
+        "prompts",
+    )
     return Table(head, tuple(cells))
 
 

@@ -47,7 +47,7 @@ class ScoreRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRow:
-    """One scorer over two paired arms. low, high and win_low, win_high: 95 % intervals. Rates are in [0, 1]."""
+    """One scorer over two paired arms. low, high and win_low, win_high: intervals of `level`. Rates are in [0, 1]."""
 
     scorer: str
     arm_a: str
@@ -70,6 +70,8 @@ class ComparisonRow:
     verdict: Verdict
     role: str
     """`HELD_OUT` if no arm was trained on this scorer, else `trained on`; `control` for brightness and the like."""
+    level: float = 0.95
+    """Confidence of the intervals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,8 @@ class CategoryRow:
     low: float | None
     high: float | None
     prompts: int
+    level: float = 0.95
+    """Confidence of the interval."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,11 @@ VERDICT_WORDS = {
 }
 
 
+def level_words(levels: Iterable[float]) -> str:
+    """Confidence of the intervals of some rows: `95 %`, or `90 and 95 %` where they differ."""
+    return " and ".join(f"{100 * level:.4g}" for level in sorted(set(levels))) + " %"
+
+
 def is_number(value: float | None) -> bool:
     """Whether there is a finite value to show."""
     return value is not None and math.isfinite(value)
@@ -157,4 +162,5 @@ def headline(rows: Sequence[ComparisonRow]) -> str:
     held_out = next((row for row in rows if row.role == HELD_OUT), None)
     if held_out is not None:
         return comparison_sentence(held_out) + "."
-    return f"{comparison_sentence(rows[0])}, a scorer that was trained on."
+    about = "a control" if rows[0].role == "control" else "a scorer that was trained on"
+    return f"{comparison_sentence(rows[0])}, {about}."

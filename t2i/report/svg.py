@@ -22,7 +22,7 @@ from t2i.report.canvas import (
     text,
 )
 from t2i.report.model import CategoryRow, ComparisonRow, Curve
-from t2i.report.numbers import NOT_AVAILABLE
+from t2i.report.numbers import NOT_AVAILABLE, level_words
 from t2i.report.ticks import tick_label
 
 Point = tuple[float, float]
@@ -88,7 +88,7 @@ def smoothed(points: Sequence[Point], window: int) -> list[Point]:
 
 
 def interval_chart(rows: Sequence[CategoryRow], *, title: str) -> str:
-    """One whisker per category on a shared axis: the difference as a dot, its 95 % interval, a line at zero."""
+    """One whisker per category on a shared axis: the difference as a dot, its interval, a line at zero."""
     labels = [row.category for row in rows]
     left = 16 + round(CHARACTER_PX * min(LONGEST_CATEGORY, max(map(len, labels), default=0)))
     frame = Frame(CHART_WIDTH, 48 + ROW_PX * len(rows), left=left, top=4)
@@ -96,13 +96,14 @@ def interval_chart(rows: Sequence[CategoryRow], *, title: str) -> str:
     if not known:
         return frame.nothing(title)
     axis = frame.horizontal(*_widened([*known, 0.0], 0.04))
-    parts = bottom_axis(frame, axis, "difference, 95 % interval", has_grid=True)
+    level = level_words(row.level for row in rows)
+    parts = bottom_axis(frame, axis, f"difference, {level} interval", has_grid=True)
     parts.append(line(axis(0), frame.top, axis(0), frame.floor, "zero"))
     for index, (row, label) in enumerate(zip(rows, labels, strict=True)):
         y = frame.top + ROW_PX * (index + 0.5)
         parts.append(text(left - 10, y + 4, shortened(label, LONGEST_CATEGORY), "end", full=label))
         parts += _whisker(row, axis, y) or [text(axis(0) + 8, y + 4, NOT_AVAILABLE)]
-    return frame.svg(f"{title}: differences with 95 % intervals", parts)
+    return frame.svg(f"{title}: differences with {level} intervals", parts)
 
 
 def interval_mark(row: ComparisonRow) -> str:
@@ -110,7 +111,9 @@ def interval_mark(row: ComparisonRow) -> str:
     reach = max(map(abs, _finite(row.difference, row.low, row.high)), default=0.0) or 1.0
     axis = Axis(-reach, reach, 6, MARK_WIDTH - 6)
     zero = [line(6, 10, MARK_WIDTH - 6, 10, "grid"), line(axis(0), 2, axis(0), 18, "zero")]
-    return Frame(MARK_WIDTH, 20).svg("difference with its 95 % interval", [*zero, *_whisker(row, axis, 10)])
+    return Frame(MARK_WIDTH, 20).svg(
+        f"difference with its {level_words([row.level])} interval", [*zero, *_whisker(row, axis, 10)]
+    )
 
 
 def histogram(series: Sequence[tuple[str, Sequence[float]]], *, title: str, bins: int = 24) -> str:

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from t2i.report.model import ComparisonRow
-from t2i.report.numbers import align, counted, interval, number, outcomes, percent, percent_interval, supported_decimals
+from t2i.report.numbers import (
+    align,
+    counted,
+    interval,
+    level_words,
+    number,
+    outcomes,
+    percent,
+    percent_interval,
+    supported_decimals,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,7 +26,7 @@ STYLES = {"better": "bold green", "worse": "bold red", "not distinguishable": "d
 
 
 def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
-    """Two lines per scorer: means, difference, win rate, verdict; beneath, dimmed: role, 95 % intervals, outcomes.
+    """Two lines per scorer: means, difference, win rate, verdict; beneath, dimmed: role, intervals, outcomes.
 
     Differences and rates are of the second arm over the first. Fits 80 columns. Names are shown as they are, never read
     as markup.
@@ -34,7 +44,7 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
         table.add_column(_two_lines(heading, below), overflow="fold")
     for arm in (arm_a, arm_b):
         table.add_column(Text(arm, justify="right"), overflow="fold")
-    for heading, below in (("difference", "95 % interval"), ("win %", "interval")):
+    for heading, below in (("difference", f"{level_words(row.level for row in rows)} interval"), ("win %", "interval")):
         table.add_column(_two_lines(heading, below), justify="right", no_wrap=True)
     table.add_column(_two_lines("verdict", "won/tied/lost"), min_width=len("distinguishable"), overflow="fold")
     means_a = _means([row.mean_a for row in rows], rows, len(arm_a))

@@ -39,10 +39,15 @@ class Compare(Stage):
     """Bootstrap resamples of prompts."""
 
     def run(self, context: StageContext) -> dict[str, Any]:
+        from rewards.statistics import check_partners
+
         a, b = self._rows(context.input("a_from")), self._rows(context.input("b_from"))
         scorers = self._shared_scorers(context.input("a_from"), context.input("b_from"))
         self._check_sampling(context.input("a_from"), context.input("b_from"))
         self._check_prompts(a, b)
+        # Of one prompt there are no statistics, which would look for partners.
+        with reward_errors():
+            check_partners(dict.fromkeys(b, 0.0), dict.fromkeys(a, 0.0), (self.b_from, self.a_from))
         overall, categories = [], []
         for scorer in scorers:
             label = scorer["label"]

@@ -16,7 +16,7 @@ from t2i.files import write_parts
 from t2i.records import CaptionedImage
 from t2i.stages.base import InspectContext, Stage, StageContext
 from t2i.stages.embedding_rules import EmbeddingRules
-from t2i.stages.score_rules import ScoreKey, ScoreRule, with_score
+from t2i.stages.score_rules import ScoreKey, ScoreRule, id_of, with_score
 
 if TYPE_CHECKING:
     from t2i.data.preview import Preview
@@ -148,7 +148,9 @@ class Filter(Stage):
         for waiting in (SCORES_FOLDER, EMBEDDINGS_FOLDER):
             shutil.rmtree(context.folder / waiting, ignore_errors=True)
         kept = len(sieve.kept)
-        return {"images": len(records), "kept": kept, "dropped": len(records) - kept, "reasons": reasons}
+        facts = {"images": len(records), "kept": kept, "dropped": len(records) - kept, "reasons": reasons}
+        chosen_by = [id_of(rule.scorer) for rule in self.scores if rule.scorer is not None]
+        return facts | ({"chosen_by": chosen_by} if chosen_by else {})
 
     def _checks(self, context: StageContext, scores: Mapping[str, dict[ScoreKey, list[float]]]) -> Iterator[Check]:
         """The rules that are set, the cheap ones first."""

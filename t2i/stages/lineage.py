@@ -12,7 +12,7 @@ from t2i.stages.score import SCORERS_FILE
 
 def optimised_against(folder: Path) -> set[str]:
     """Ids of the scorers by which a stage somewhere before this folder said which images are better, or good enough:
-    `pair`, `best_of`, and `filter` by scores that the images had already.
+    `pair`, `best_of`, and `filter` by scores.
 
     Whoever wrote the recipe may have forgotten to give them `role: train`. A folder that does not say what it was made
     from has no such scorers.
@@ -45,6 +45,8 @@ def _deciding(folder: Path) -> Iterator[dict[str, Any]]:
     labels = _labels(_read(folder / "config.json").get("identity", {}))
     for source in _scored_by(folder) if labels else ():
         yield from (row for row in json.loads((source / SCORERS_FILE).read_text()) if row["label"] in labels)
+    # A filter that scored by itself says by what.
+    yield from ({"id": one} for one in _read(folder / "done.json").get("facts", {}).get("chosen_by", ()))
 
 
 def _labels(identity: dict[str, Any]) -> set[str]:

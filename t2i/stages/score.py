@@ -227,7 +227,8 @@ def _describe(label: str, role: Role, reward: Reward, rows: Sequence[GeneratedIm
     from rewards.score_files import scorer_id
     from rewards.scoring import describe
 
-    truncated = reward.count_truncated([row.prompt for row in rows]) if isinstance(reward, TextLimited) else None
+    prompts = list(dict.fromkeys(row.prompt for row in rows))
+    truncated = reward.count_truncated(prompts) if isinstance(reward, TextLimited) else None
     return {
         "label": label or reward.name,
         "name": reward.name,

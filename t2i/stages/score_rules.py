@@ -104,6 +104,15 @@ class ScoreRule(FrozenModel):
         return f"{self.label}: {high:.4g}" if self.at_most is not None and high > self.at_most else None
 
 
+def id_of(scorer: Scorer) -> str:
+    """Id of a scorer with its weights, as score stages write it: later stages know by it what chose the images."""
+    from rewards.score_files import scorer_id
+    from rewards.scoring import describe
+
+    with reward_errors():
+        return scorer_id(describe(scorer.load()))
+
+
 @dataclass(frozen=True)
 class ScoreTask:
     """A rule's scores as work over shards."""

@@ -24,6 +24,9 @@ from rewards.blend import (
     z_score,
 )
 from rewards.errors import InputError
+from rewards.registry import load
+from rewards.score_files import scorer_id
+from rewards.scoring import describe
 
 VALUES = np.array([[0.5, 1.0, 0.25], [0.5, 0.5, 1.0]])
 STATISTICS = {
@@ -160,3 +163,37 @@ def test_the_fingerprint_knows_parts_weights_way_and_statistics():
         Blend(["brightness", "saturation"], statistics=STATISTICS | {"brightness": Statistics(0.5, 0.26, 100, "1")}),
     ]
     assert len({str(blend.fingerprint()) for blend in made}) == len(made)
+
+
+class Redness:
+    """A scorer of one's own, without a fingerprint."""
+
+    name, version, scale = "redness", "1", "0 to 1"
+    needs_prompt, differentiable, higher_is_better = False, False, True
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
+
+    def score(self, images: list, prompts: list | None = None) -> np.ndarray:
+        return np.full(len(images), self.factor, dtype=np.float32)
+
+
+def test_scorers_without_a_fingerprint_are_told_apart_by_their_options_and_blend(images: list):
+    assert scorer_id(describe(Redness(1.0))) != scorer_id(describe(Redness(2.0)))
+    assert scorer_id(describe(Redness(2.0))) == scorer_id(describe(Redness(2.0)))
+    blend = Blend([Redness(), "brightness"])
+    assert "fingerprint" not in describe(blend)
+    assert not isinstance(blend, Fingerprinted)
+    assert isinstance(Blend(["brightness", "saturation"]), Fingerprinted)
+    assert len(blend.score(images[:2])) == 2
+
+
+def test_statistics_of_other_weights_are_refused_where_they_say_whose_they_are():
+    own = scorer_id(describe(load("brightness")))
+    known = {
+        name: measure([0.1, 0.5], "1", own if name == "brightness" else "") for name in ("brightness", "saturation")
+    }
+    Blend(["brightness", "saturation"], statistics=known)
+    other = known | {"brightness": measure([0.1, 0.5], "1", "brightness/1/000000000000")}
+    with pytest.raises(InputError, match="statistics of brightness are of brightness/1/000000000000"):
+        Blend(["brightness", "saturation"], statistics=other)

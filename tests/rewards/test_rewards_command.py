@@ -8,15 +8,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import rewards
 from rewards.__main__ import main
 from rewards.errors import InputError
-from rewards.score_files import read_table
+from rewards.score_files import describe_all, read_table, write_table
 from rewards.suites import load_suite
 from rewards.suites.pairing import pair_suite
 
@@ -81,7 +83,7 @@ def test_a_thousand_images_with_all_that_can_be_wrong_finish_and_say_so(
     assert written[20]["truncated_by"] == ["clip_score"]
     assert "prompts cut by clip_score" in page.read_text()
     table = read_table(output)
-    assert [finding.count for finding in table.findings] == [1, 1, 0, 1, 1]
+    assert [finding.count for finding in table.findings] == [1, 1, 1, 1, 1]
     assert [(row.group, row.images) for row in table.by_category("clip_score")] == [("a", 500), ("b", 498)]
     assert command(*arguments, "--strict")[0] == 1
 
@@ -98,10 +100,15 @@ def test_images_of_a_suite_are_found_by_id_place_or_folder(
         f"{suite.prompts[2].id}/any.png": 2,
         "00017.png": 17,
         "00198-03.png": 198,
+        # As GenEval lays them out: the file's own name is the number of the sample.
+        "00012/samples/00001.png": 12,
+        f"{suite.prompts[3].id}/samples/0000.png": 3,
         "notes.png": None,
         "00200.png": None,
+        "batch/00005.png": None,
     }
     for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         make_image(number).save(folder / name)
     pairing = pair_suite(folder, suite)
     found = {
@@ -109,18 +116,38 @@ def test_images_of_a_suite_are_found_by_id_place_or_folder(
         for path, prompt in zip(pairing.images, pairing.prompts, strict=True)
     }
     assert found == {name: None if at is None else suite.prompts[at].prompt for name, at in names.items()}
-    assert len(pairing.missing_images) == 195
+    assert len(pairing.missing_images) == 193
     code, out, _ = command(
         "score", folder, "--suite", "compositional", "--rewards", "dsg,brightness", "--output", output,
         "--option", "dsg.vqa=asking:Guessing",
     )  # fmt: skip
     assert code == 0
-    assert "images without a prompt: 2" in out
-    assert "prompts without an image: 195" in out
+    assert "images without a prompt: 3" in out
+    assert "prompts without an image: 193" in out
     written = {Path(row["image"]).name: row for row in rows_of(output)}
     assert written["00198-03.png"]["category"] == suite.prompts[198].category
     assert written["notes.png"]["scores"].keys() == {"brightness"}
     assert 0.0 <= written["00017.png"]["scores"]["dsg"] <= 1.0
+
+
+def test_images_of_equal_names_in_several_folders_are_images_of_their_own(
+    tmp_path: Path, make_image: Callable[..., Image.Image], command: Callable
+):
+    names = ("a/0.png", "b/0.png", "b/1.png")
+    for number, name in enumerate(names):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        make_image(number).save(tmp_path / "set" / name)
+    code, _, _ = command("score", tmp_path / "set", "--rewards", "brightness", "--output", tmp_path / "s.jsonl")
+    assert code == 0
+    table = read_table(tmp_path / "s.jsonl")
+    assert table.keys == tuple((name, 0) for name in names)
+    mean = table.mean("brightness")
+    assert mean is not None
+    assert mean.mean == pytest.approx(np.mean([row.scores["brightness"] for row in table.rows]))
+    write_table(
+        replace(table, missing_images=("c.png",)), describe_all([rewards.load("brightness")]), tmp_path / "t.jsonl"
+    )
+    assert read_table(tmp_path / "t.jsonl").missing_images == ("c.png",)
 
 
 def test_a_folder_that_has_nothing_of_the_suite_is_refused(tmp_path: Path, make_image: Callable[..., Image.Image]):

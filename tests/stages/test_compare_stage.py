@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from t2i.errors import T2IError
-from t2i.records import ScoredImage, write_jsonl
+from t2i.records import ScoredImage, read_jsonl, write_jsonl
 from t2i.stages.compare import Compare
 
 SCORERS = [
@@ -145,6 +145,26 @@ def test_arms_with_other_seeds_are_an_error(tmp_path: Path) -> None:
     (b / "scores.jsonl").write_text(text)
     with pytest.raises(T2IError, match=r"base lacks 1 of the keys of tuned: .*3902"):
         compare(tmp_path, a, b)
+
+
+def test_a_single_prompt_without_its_partner_is_named_too(tmp_path: Path) -> None:
+    """Of one prompt there are no statistics, which would look for partners."""
+    a, b = arm(tmp_path / "a", base), arm(tmp_path / "b", base)
+    for folder, kept in ((a, 0), (b, 1)):
+        rows = [row for row in read_jsonl(folder / "scores.jsonl", ScoredImage) if row.prompt_id == "p000"]
+        write_jsonl(folder / "scores.jsonl", rows[kept : kept + 1])
+    with pytest.raises(T2IError, match="lacks 1 of the keys of"):
+        compare(tmp_path, a, b)
+
+
+def test_a_filter_that_scored_by_itself_marks_its_scorer(tmp_path: Path) -> None:
+    scorers = [row | {"id": f"id of {row['label']}", "role": "held_out"} for row in SCORERS]
+    kept = made(tmp_path / "filter", [], "filter", {"scores": [{"scorer": {"name": "loss"}, "at_most": 1}]})
+    (kept / "done.json").write_text(json.dumps({"facts": {"chosen_by": ["id of loss"]}}))
+    a, b = (arm(tmp_path / name, base, scorers) for name in ("a", "b"))
+    made(a, [])
+    rows, _ = compare(tmp_path, a, made(b, [made(tmp_path / "train", [kept], "train")]))
+    assert {label: found["role"] for label, found in rows.items()} == {"judge": "held_out", "loss": "train"}
 
 
 def test_image_that_was_scored_twice_is_an_error(tmp_path: Path) -> None:

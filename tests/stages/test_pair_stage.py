@@ -121,6 +121,8 @@ def test_controls_swap_all_or_exactly_half(tmp_path: Path) -> None:
     swapped = [(prompt, rejected, chosen) for prompt, chosen, rejected in true]
     assert flipped == swapped
     assert sum(pair in true for pair in shuffled) == sum(pair in swapped for pair in shuffled) == 20
+    straight, turned = (health(tmp_path / name)["margins"]["judge"] for name in ("true", "flipped"))
+    assert turned["median"] == -straight["median"] < 0
 
 
 def test_equal_images_do_not_win_by_being_first(tmp_path: Path) -> None:
@@ -254,6 +256,9 @@ def test_hpd_layout_of_two_images_and_of_ranks(tmp_path: Path) -> None:
     rows = [
         {"prompt": "p", "image_path": names[:2], "human_preference": [0, 1]},
         {"prompt": "q", "image_path": names[:3], "human_preference": [2, 1, 3]},
+        {"prompt": "r", "image_path": names[:2], "human_preference": [1, 2]},
+        {"prompt": "s", "file_path": names[:2], "rank": [2, 1]},
+        {"prompt": "t", "image_path": names[:2], "human_preference": [1, 0]},
     ]
     pairs = from_table(tmp_path, rows, "json", "hpd")
     assert [(p.prompt, Path(p.chosen).stem, Path(p.rejected).stem) for p in pairs] == [
@@ -261,7 +266,21 @@ def test_hpd_layout_of_two_images_and_of_ranks(tmp_path: Path) -> None:
         ("q", "1", "0"),
         ("q", "0", "2"),
         ("q", "1", "2"),
+        ("r", "0", "1"),
+        ("s", "1", "0"),
+        ("t", "0", "1"),
     ]
+
+
+def test_hpd_marks_of_more_than_two_images_are_marks_and_no_ranks(tmp_path: Path) -> None:
+    names = images(tmp_path)
+    rows = [{"prompt": "p", "image_path": names[:3], "human_preference": [0, 1, 0]}]
+    pairs = from_table(tmp_path, rows, "json", "hpd")
+    liked = [(Path(p.chosen).stem, Path(p.rejected).stem) for p in pairs if p.preference == 1]
+    assert liked == [("1", "0"), ("1", "2")]
+    rows = [{"prompt": "p", "image_path": names[:3], "human_preference": [0, 1, 2]}]
+    with pytest.raises(DataError, match="expected marks 0 and 1, or ranks from 1 on"):
+        from_table(tmp_path / "again", rows, "json", "hpd")
 
 
 @pytest.mark.parametrize(
