@@ -82,11 +82,11 @@ class ScoreTable:
 
     def name_of(self, row: Row) -> str:
         """Path of an image below the folder that all are in: folders may hold files of equal names."""
-        return row.image.absolute().relative_to(self._folder).as_posix()
+        return Path(os.path.abspath(row.image)).relative_to(self._folder).as_posix()
 
     @cached_property
     def _folder(self) -> Path:
-        return Path(os.path.commonpath([row.image.absolute().parent for row in self.rows]))
+        return Path(os.path.commonpath([os.path.dirname(os.path.abspath(row.image)) for row in self.rows]))
 
     def column(self, scorer: str) -> dict[Key, float]:
         """Scores of one scorer, of the rows that have one."""

@@ -23,6 +23,7 @@ from t2i.export.layouts import PEFT_PREFIX, Layout, ModelLayers, to_layout, to_t
 from t2i.export.reading import read_adapter
 from t2i.families.base import ModelFamily
 from t2i.files import write_tensors, write_text
+from t2i.lora.patterns import rank_and_alpha_options
 
 Target = Literal["diffusers", "peft", "kohya", "comfyui", "merged"]
 """What an adapter can be exported as: a layout of LoRA files, or the whole model with the adapter in its weights."""
@@ -165,16 +166,12 @@ def _peft_config(own: Mapping[str, Factors]) -> dict[str, Any]:
     import re
 
     paths = {name.removeprefix(f"{PEFT_PREFIX}."): factors for name, factors in own.items()}
-    patterns = {f"^{re.escape(path)}": factors.rank for path, factors in paths.items()}
     return {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": None,
         "inference_mode": True,
-        "r": max(patterns.values()),
-        "lora_alpha": max(patterns.values()),
-        "rank_pattern": patterns,
-        "alpha_pattern": patterns,
+        **rank_and_alpha_options({path: (factors.rank, factors.rank) for path, factors in paths.items()}),
         "target_modules": "|".join(re.escape(path) for path in paths),
         "use_dora": any(factors.magnitude is not None for factors in own.values()),
         "bias": "none",

@@ -12,6 +12,7 @@ from torch import nn
 
 from t2i.errors import ConfigError, ModelError
 from t2i.families.base import FamilyFacts, ModelFamily
+from t2i.lora.patterns import rank_and_alpha_options
 from t2i.lora.quantize import quantize_linears
 from t2i.lora.targets import AdapterShape, carries, denoiser_adapters, rule_of, text_encoder_adapters
 from t2i.randomness import seeded_global
@@ -97,15 +98,10 @@ def add_adapter(module: nn.Module, name: str, shapes: dict[str, AdapterShape], s
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
-    patterns = {path: f"^{re.escape(path)}" for path in shapes}
-    # peft declares an integer and works with any number.
-    alphas: Any = {patterns[path]: shape.alpha for path, shape in shapes.items()}
     config = LoraConfig(
-        r=settings.rank,
         # One expression, for peft takes a listed path as a suffix too: `proj_out` would be that of every block.
         target_modules="|".join(re.escape(path) for path in shapes),
-        rank_pattern={patterns[path]: shape.rank for path, shape in shapes.items()},
-        alpha_pattern=alphas,
+        **rank_and_alpha_options({path: (shape.rank, shape.alpha) for path, shape in shapes.items()}),
         use_rslora=settings.variant == "rslora",
         use_dora=settings.variant == "dora",
     )

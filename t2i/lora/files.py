@@ -22,6 +22,7 @@ from t2i.export.reading import UnknownLayout, read_adapter
 from t2i.families.loading import facts_of
 from t2i.files import write_tensors
 from t2i.lora.adapters import NAME
+from t2i.lora.patterns import rank_and_alpha_options
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -150,14 +151,10 @@ def _fill_component(module: nn.Module, adapter: Adapter, name: str) -> None:
     unknown = sorted(set(adapter) - {path for path, _ in module.named_modules()})
     if unknown:
         raise ValueError(f"the model has no {unknown[0]}")
-    patterns = {path: f"^{re.escape(path)}" for path in adapter}
-    # peft declares an integer and works with any number.
-    alphas: Any = {patterns[path]: factors.alpha for path, factors in adapter.items()}
     config = LoraConfig(
         # One expression, for peft takes a listed path as a suffix too: `proj_out` would be that of every block.
         target_modules="|".join(re.escape(path) for path in adapter),
-        rank_pattern={patterns[path]: factors.rank for path, factors in adapter.items()},
-        alpha_pattern=alphas,
+        **rank_and_alpha_options({path: (factors.rank, factors.alpha) for path, factors in adapter.items()}),
         use_dora=any(factors.magnitude is not None for factors in adapter.values()),
     )
     inject_adapter_in_model(config, module, name)

@@ -10,6 +10,7 @@ from t2i.objectives import (
     BradleyTerry,
     Classification,
     Contrastive,
+    DenoiserObjective,
     Denoising,
     DiffusionKTO,
     PairObjective,
@@ -36,6 +37,7 @@ def check_settings(train: Train) -> None:
     _check_data(train)
     _check_framing(train)
     _check_caption_mix(train)
+    _check_whole(train)
 
 
 def couples_batch(objective: AnyObjective) -> bool:
@@ -74,6 +76,19 @@ def _check_start(train: Train) -> None:
     if train.guard is not None and (train.held_out is not None or train.init == "random"):
         other = "`init: random`, before which there is nothing" if train.held_out is None else "`held_out`"
         raise ValueError(f"guard: it keeps the best weights by its own reward; it does not go with {other}")
+
+
+def _check_whole(train: Train) -> None:
+    """What trains no denoiser trains one thing whole: another wish would be passed over."""
+    component = {"autoencoder": "vae", "contrastive": "model", "classification": "model"}.get(train.objective.type)
+    if component and (isinstance(train.trained, LoraSettings) or tuple(train.trained.components) != (component,)):
+        raise ValueError(
+            f"trained: {train.objective.type} trains `{{type: full, components: [{component}]}}`, no other"
+        )
+    if (train.adapter or train.adapter_from) and not isinstance(train.objective, DenoiserObjective):
+        raise ValueError(f"adapter: {train.objective.type} starts from no LoRA; leave it out")
+    if train.objective.type == "contrastive" and train.caption_dropout:
+        raise ValueError("caption_dropout: a batch of a contrastive objective needs different texts; set it to 0")
 
 
 def _check_numbers(train: Train) -> None:

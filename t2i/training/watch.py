@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,8 @@ class Watch:
 
     def _measure(self, step: int, weights: Path, loss: float) -> None:
         earlier = [row for row in read_held_out(self.folder) if row["step"] < step]
-        # A loss that is not a number is below nothing.
-        if loss < min((row["loss"] for row in earlier), default=float("inf")):
+        # A loss that is not a number is below nothing, and nothing need be below it.
+        if loss < min(_finite_losses(earlier), default=float("inf")):
             write_bytes(self.folder / "checkpoints" / BEST_FILE, weights.read_bytes())
         rows = [*earlier, {"step": step, "loss": loss}]
         write_text(self.folder / HELD_OUT_FILE, "".join(json.dumps(row) + "\n" for row in rows))
@@ -80,5 +81,9 @@ def held_out_facts(folder: Path) -> dict[str, float]:
     rows = read_held_out(folder)
     if not rows:
         return {}
-    best = min(rows, key=lambda row: row["loss"])
+    best = min(rows, key=lambda row: row["loss"] if math.isfinite(row["loss"]) else math.inf)
     return {"held_out_loss": rows[-1]["loss"], "best_held_out_loss": best["loss"], "best_step": best["step"]}
+
+
+def _finite_losses(rows: Sequence[dict[str, float]]) -> list[float]:
+    return [row["loss"] for row in rows if math.isfinite(row["loss"])]

@@ -279,6 +279,7 @@ def test_hpd_marks_of_more_than_two_images_are_marks_and_no_ranks(tmp_path: Path
     liked = [(Path(p.chosen).stem, Path(p.rejected).stem) for p in pairs if p.preference == 1]
     assert liked == [("1", "0"), ("1", "2")]
     rows = [{"prompt": "p", "image_path": names[:3], "human_preference": [0, 1, 2]}]
+    (tmp_path / "again").mkdir()
     with pytest.raises(DataError, match="expected marks 0 and 1, or ranks from 1 on"):
         from_table(tmp_path / "again", rows, "json", "hpd")
 

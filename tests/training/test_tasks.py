@@ -265,6 +265,26 @@ def test_reader_that_cannot_be_imported_is_refused(tmp_path: Path, reader: str) 
         ({"captions": {"alt": 1}, "init": "random"}, "a LoRA over random weights is of no use"),
         ({"captions": {"alt": 1}, "trained": {"type": "lora", "rank": 0}}, "greater than or equal to 1"),
         ({"captions": {"alt": 1}, "caption_dropout": 1.5}, "less than or equal to 1"),
+        ({"captions": {"alt": 1}, "objective": {"type": "contrastive"}}, r"contrastive trains .*\[model\]"),
+        ({"objective": {"type": "autoencoder"}, "trained": {"type": "full", "components": ["unet"]}}, r"\[vae\]"),
+        (
+            {
+                "captions": {"alt": 1},
+                "objective": {"type": "contrastive"},
+                "trained": {"type": "full", "components": ["model"]},
+            },
+            "caption_dropout: a batch of a contrastive objective needs different texts",
+        ),
+        (
+            {
+                "data_from": None,
+                "pairs_from": "pair",
+                "objective": {"type": "bradley_terry"},
+                "trained": {"type": "lora", "rank": 2},
+                "adapter": "x.safetensors",
+            },
+            "bradley_terry starts from no LoRA",
+        ),
         ({"captions": {"alt": 1}, "loop": {**LOOP, "batch_size": 3, "micro_batch_size": 2}}, "must be a multiple"),
         ({"captions": {"alt": 1}, "loop": {**LOOP, "ema_decay": 1.0}}, "less than 1"),
     ],

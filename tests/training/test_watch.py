@@ -112,6 +112,18 @@ def test_watch_that_is_asked_again_leaves_the_same_files(tmp_path: Path) -> None
     assert held_out_facts(tmp_path) == {"held_out_loss": 2.0, "best_held_out_loss": 1.0, "best_step": 4}
 
 
+def test_a_loss_that_is_no_number_does_not_hide_the_others(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    losses = iter([float("nan"), 0.5, 0.7])
+    watch = Watch(tmp_path, 6, HeldOutSettings(every=2), lambda: next(losses))
+    for step in (2, 4, 6):
+        weights = tmp_path / f"{step}.safetensors"
+        weights.write_bytes(bytes([step]))
+        watch(step, weights)
+    assert (tmp_path / "checkpoints/best.safetensors").read_bytes() == bytes([4])
+    assert held_out_facts(tmp_path) == {"held_out_loss": 0.7, "best_held_out_loss": 0.5, "best_step": 4}
+
+
 def test_levels_of_held_out_examples_are_spread_evenly(tmp_path: Path) -> None:
     from t2i.training.held_out import HeldOutLoss
 
