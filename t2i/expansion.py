@@ -1,6 +1,6 @@
 """`rounds:` and `matrix:` written out as ordinary stages, before any of them is validated.
 
-    rounds: {stages: [generate, train], count: 2, first: {generate.model_from: sft}}
+    rounds: {stages: [generate, train], count: 2, first: {train.model_from: sft}}
         -> generate/round1 train/round1 generate/round2 train/round2
     matrix: {stages: [train, score], arms: {alt: {train.captions: {alt: 1}}, dense: {...}}, seeds: [0, 1]}
         -> train/alt/s0 train/alt/s1 train/dense/s0 train/dense/s1 score/alt/s0 ...

@@ -101,7 +101,9 @@ class _Loader:
         file = self._read_top()
         drafts = self._drafts()
         self._check_names(drafts)
-        drafts = [self._with_model(draft) for draft in self._expanded(drafts, file)]
+        written, drafts = self._expanded(drafts, file), []
+        for draft in written:
+            drafts.append(self._with_model(draft, drafts))
         if file is not None or not ({"matrix", "rounds"} & set(self.document.data)):
             drafts = [self._with_references(draft, drafts[:index], drafts) for index, draft in enumerate(drafts)]
         if file is not None and file.rounds is not None and file.rounds.stop_by is not None:
@@ -180,15 +182,17 @@ class _Loader:
     def _type_of(self, draft: Draft) -> type[Stage] | None:
         return self.stage_types.get(str(draft.data.get("type")))
 
-    def _with_model(self, draft: Draft) -> Draft:
-        """The recipe's model and revision, put into a stage that can take a model and was given none."""
+    def _with_model(self, draft: Draft, earlier: Sequence[Draft]) -> Draft:
+        """A model and its revision, put into a stage that can take a model and was given none: those of the stage whose
+        weights it reads, which fit no other, or else the recipe's."""
         stage_type = self._type_of(draft)
         if stage_type is None or draft.data.get("model") is not None or draft.data.get("model_from") is not None:
             return draft
+        trained = next((other for other in earlier if other.name == draft.data.get("weights_from")), None)
+        source = self.document.data if trained is None or trained.data.get("model") is None else trained.data
         for name in ("model", "revision"):
-            if name in stage_type.model_fields and self.document.data.get(name) is not None:
-                value = {name: self.document.data[name]}
-                draft = draft.changed(draft.name, value, self.document.place((name,)))
+            if name in stage_type.model_fields and source.get(name) is not None:
+                draft = draft.changed(draft.name, {name: source[name]}, self.document.place((name,)))
         return draft
 
     def _with_references(self, draft: Draft, earlier: Sequence[Draft], drafts: Sequence[Draft]) -> Draft:

@@ -108,15 +108,18 @@ def write_adapter(
     with _draft(target) as draft:
         write_layout(rounded, draft, layout, metadata | (sizes(named, layout) if "t2i_ranks" in metadata else {}))
         read_by = reader_of(layout, family, named)
-        # Ours too: what is written here may come back as a start, or into a merge.
-        own = largest_error(adapter, read_adapter(draft, layers).adapter)
-        error = max(arrival_error(adapter, draft, family, read_by), own)
-        # Written so that an error that is not a number, from values beyond the precision's range, is refused too.
-        if not error <= max(TOLERANCES[precision], _reader_tolerance(family)):
-            raise ModelError(
-                f"{target}: weight deltas changed by {error:.2g} relative on the way; nothing was written."
-            )
+        error = arrival_error(adapter, draft, family, read_by)
+        limit = max(TOLERANCES[precision], _reader_tolerance(family))
+        _check_arrived(error, limit, target)
+        # By our own reader too: what is written here may come back as a start, or into a merge.
+        _check_arrived(largest_error(adapter, read_adapter(draft, layers).adapter), limit, target)
     return Exported(target, layout, error, "memory", read_by)
+
+
+def _check_arrived(error: float, limit: float, target: Path) -> None:
+    # Written so that an error that is not a number, from values beyond the precision's range, is refused too.
+    if not error <= limit:
+        raise ModelError(f"{target}: weight deltas changed by {error:.2g} relative on the way; nothing was written.")
 
 
 def _reader_tolerance(family: ModelFamily) -> float:

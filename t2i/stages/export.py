@@ -45,27 +45,36 @@ class Export(Stage):
     """Stem of the files; the recipe's name if empty."""
 
     def run(self, context: StageContext) -> dict[str, Any]:
+        from t2i.stages.lineage import trained_over
         from t2i.training.outputs import trained_adapter, trained_model
 
         source = context.input("weights_from")
         model = trained_model(source)
         if model is not None:
             return self._export_model(model, context.folder)
-        return self._export_adapter(trained_adapter(source), context)
+        return self._export_adapter(trained_adapter(source), trained_over([source]), context)
 
-    def _export_adapter(self, source: Path, context: StageContext) -> dict[str, Any]:
+    def _export_adapter(self, source: Path, base_folder: Path | None, context: StageContext) -> dict[str, Any]:
+        """base_folder: of the model that an earlier stage trained and the adapter belongs to; None for `model`."""
         from t2i.errors import ConfigError
         from t2i.export.card import Base, card, header
         from t2i.export.layouts import ModelLayers
         from t2i.export.reading import read_adapter
         from t2i.families.loading import load_family, public_model_name
         from t2i.files import write_text
+        from t2i.resources import hash_path
 
-        if self.model is None:
+        if self.model is None and base_folder is None:
             raise ConfigError(f"stage {self.label}: no model; set `model` here or at the top of the recipe.")
-        family = load_family(self.model, revision=self.revision)
+        if base_folder is not None:
+            family = load_family(str(base_folder))
+            base = Base(
+                family.facts.name, f"{base_folder.parent.name} of {context.recipe_name}", hash_path(base_folder)
+            )
+        else:
+            family = load_family(str(self.model), revision=self.revision)
+            base = Base(family.facts.name, public_model_name(str(self.model)), self._model_hash(context))
         imported = read_adapter(source, ModelLayers.of(family.facts, family.pipeline))
-        base = Base(family.facts.name, public_model_name(self.model), self._model_hash(context))
         title, scores = self.file_name or context.recipe_name, self._scores(context)
         facts: dict[str, Any] = {}
         strings: dict[str, str] = {}

@@ -164,6 +164,7 @@ class Generate(Stage):
         """(model, its revision on the hub, LoRA file) that this stage samples from."""
         from t2i.errors import ConfigError
         from t2i.resources import resolve_path
+        from t2i.stages.lineage import trained_over
         from t2i.training.outputs import trained_adapter, trained_model
 
         if self.weights_from is not None:
@@ -172,6 +173,9 @@ class Generate(Stage):
             if whole is not None:
                 return str(whole), None, None
             adapter = trained_adapter(folder)
+            base = trained_over([folder])
+            if base is not None:
+                return str(base), None, adapter
         else:
             adapter = resolve_path(self.adapter) if self.adapter else None
         if self.model is None:

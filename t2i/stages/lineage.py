@@ -1,13 +1,14 @@
-"""Which scorers something was optimised against, told from the stages that it was made from."""
+"""What something was made from: scorers it was optimised against, and the model that an adapter was trained over."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from t2i.stages.score import SCORERS_FILE
+from t2i.training.outputs import trained_model
 
 
 def optimised_against(folder: Path) -> set[str]:
@@ -23,6 +24,33 @@ def optimised_against(folder: Path) -> set[str]:
         for row in _deciding(ancestor)
         if row.get("id")  # score files of others have none
     }
+
+
+def trained_over(folders: Sequence[Path]) -> Path | None:
+    """The whole model of an earlier stage that the adapters in some stages' folders were trained over.
+
+    None if that is a model which the recipe names. Raises ConfigError where they were trained over different ones.
+    """
+    from t2i.errors import ConfigError
+
+    found = {_base_of(folder) for folder in folders}
+    if len(found) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise ConfigError(
+            f"weights_from: {names} were trained over different models; their adapters do not go together."
+        )
+    return next(iter(found), None)
+
+
+def _base_of(folder: Path) -> Path | None:
+    config, inputs = _read(folder / "config.json"), _read(folder / "provenance.json").get("inputs", {})
+    settings = config.get("settings", {})
+    if settings.get("type") == "train":
+        trained = inputs.get(settings.get("model_from"))
+        return None if trained is None else trained_model(folder.parent / trained)
+    sources = settings.get("weights_from") or ()
+    names = [sources] if isinstance(sources, str) else sources
+    return trained_over([folder.parent / inputs[name] for name in names if name in inputs])
 
 
 def _ancestors(folder: Path) -> Iterator[Path]:

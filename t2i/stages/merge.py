@@ -90,11 +90,14 @@ class Merge(Stage):
         from t2i.errors import ConfigError
         from t2i.export.adapter import write_adapter
         from t2i.families.loading import load_family
+        from t2i.stages.lineage import trained_over
         from t2i.training.outputs import ADAPTER_FOLDER, LORA_FILE
 
-        if self.model is None:
+        stages = [folder for _, folder in context.inputs.get("weights_from", [])]
+        base = trained_over(stages) if self.kind != "extract" else None
+        if base is None and self.model is None:
             raise ConfigError(f"stage {self.label}: no model; set `model` here or at the top of the recipe.")
-        family = load_family(self.model, revision=self.revision)
+        family = load_family(str(base or self.model), revision=None if base else self.revision)
         merged = self._merged(context, family)
         path = context.folder / ADAPTER_FOLDER / LORA_FILE
         path.parent.mkdir(exist_ok=True)
