@@ -14,7 +14,7 @@ from t2i.config import LocalPath, ModelPath, speed_only
 from t2i.data.pairs import PairSource
 from t2i.data.settings import BucketSettings, CacheSettings, CaptionPhase, DatasetSettings, MaskSettings, ViewSettings
 from t2i.data.sources import ImageSource, ImageSources
-from t2i.objectives import AnyObjective, Denoising, DiffusionDPO, DiffusionKTO
+from t2i.objectives import AnyObjective, DenoiserObjective, Denoising, DiffusionDPO, DiffusionKTO
 from t2i.objectives.beta import CONVENTIONS
 from t2i.stages.base import InspectContext, Stage, StageContext
 from t2i.stages.guard import GuardSettings
@@ -140,12 +140,13 @@ class Train(Stage):
         return len(given) if isinstance(given, tuple) else 1
 
     def check(self) -> None:
-        if self.model is None or not isinstance(self.objective, Denoising):
-            return
         from t2i.training.extras import check_packages
-        from t2i.training.outline import outline_training
 
         check_packages(self.trained, self.optimizer, self.tracking)
+        if self.model is None or not isinstance(self.objective, DenoiserObjective):
+            return
+        from t2i.training.outline import outline_training
+
         outline_training(self.task_settings(self.model, [[]] * self.sets(), self.seed or 0, Path()), self.objective)
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:

@@ -13,6 +13,7 @@ from t2i.encoder_texts import route_problem
 from t2i.errors import ConfigError
 from t2i.families.loading import describe_checkpoint, family_class
 from t2i.families.outline import outline_family
+from t2i.objectives import Denoising
 from t2i.objectives.base import DiffusionBatch
 from t2i.training.arithmetic import StepArithmetic, step_arithmetic
 from t2i.training.diffusion import diffusion_trainable
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from t2i.data.examples import Dataset
     from t2i.data.settings import BucketSettings, CacheSettings
     from t2i.families.base import ModelFamily
-    from t2i.objectives import Denoising
+    from t2i.objectives import DenoiserObjective
     from t2i.training.tasks import TaskSettings
     from t2i.training.trainable import Trainable
 
@@ -98,7 +99,7 @@ class TrainingOutline:
         return DiffusionBatch(latents, latents, uniform, prompts, sizes, conditioning, keys=keys)
 
 
-def outline_training(settings: TaskSettings, objective: Denoising) -> TrainingOutline:
+def outline_training(settings: TaskSettings, objective: DenoiserObjective) -> TrainingOutline:
     """Build it. Raises ModelError for a checkpoint that cannot be trained, ConfigError for settings that do not fit it.
 
     Weights of a local checkpoint must be there and whole, unless training starts from random ones.
@@ -110,13 +111,14 @@ def outline_training(settings: TaskSettings, objective: Denoising) -> TrainingOu
     return outline_of(family, settings, objective)
 
 
-def outline_of(family: ModelFamily, settings: TaskSettings, objective: Denoising) -> TrainingOutline:
+def outline_of(family: ModelFamily, settings: TaskSettings, objective: DenoiserObjective) -> TrainingOutline:
     """The same of a family without weights that is there already."""
     resolution = checked_resolution(family, settings.resolution)
     check_bucket_step(family, settings.buckets)
     check_encoder_captions(family, settings.datasets)
     check_speed(family, settings.speed)
-    objective.process(family.noise)
+    if isinstance(objective, Denoising):
+        objective.process(family.noise)
     trained = settings.trained
     if isinstance(trained, LoraSettings) and trained.base_bits != 16:
         # Quantizing needs the weights; adapters are the same without.

@@ -304,3 +304,23 @@ def test_metadata_of_the_adapter_names_the_recipe_and_the_steps(tmp_path: Path) 
     assert metadata["t2i_recipe"] == "test"
     assert metadata["t2i_steps"] == "2"
     assert "lora_adapter_metadata" not in json.dumps(metadata)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"trained": {"type": "lora", "rank": 2, "targets": ["to_qq"]}}, "to_qq"),
+        ({"resolution": 33}, "33 is not a multiple"),
+    ],
+)
+@pytest.mark.parametrize("objective", ["diffusion_dpo", "diffusion_kto", "chosen_denoising"])
+def test_a_stage_of_pairs_is_checked_before_pairs_are_made(
+    fields: dict[str, object], complaint: str, objective: str
+) -> None:
+    """Candidates take hours: what is wrong with the training after them is said before."""
+    beta = {} if objective == "chosen_denoising" else {"beta": 10}
+    own = {"model": str(tiny.sd1()), "pairs_from": "pair", "objective": {"type": objective, **beta}}
+    stage = {**own, "optimizer": OPTIMIZER, "loop": LOOP, "trained": {"type": "lora", "rank": 2}}
+    tiny.from_recipe(Train, stage).check()
+    with pytest.raises(ConfigError, match=complaint):
+        tiny.from_recipe(Train, {**stage, **fields}).check()
