@@ -44,6 +44,8 @@ class SamplingSettings(FrozenModel):
     """What guidance leads away from; what the model was trained to without a caption if empty. Flux takes none."""
     scheduler: Literal["checkpoint", "ddim", "dpmsolver++", "euler"] = "checkpoint"
     """Sampler; `checkpoint` keeps the one that the model comes with, the only choice for SD 3 and Flux."""
+    zero_terminal_snr: bool = False
+    """Begin in nothing but noise, as `objective.zero_terminal_snr` trained it (Lin et al. 2023, arXiv:2305.08891)."""
     width: int | None = Field(default=None, gt=0, multiple_of=8)
     """Pixels, a multiple of 8, or 16 where the model cuts latents into patches; the model's own size if absent."""
     height: int | None = Field(default=None, gt=0, multiple_of=8)
@@ -87,6 +89,8 @@ class Sampler:
         pipeline: Any = family.pipeline
         if settings.scheduler != "checkpoint":
             pipeline.scheduler = _scheduler(settings.scheduler, pipeline.scheduler.config)
+        if settings.zero_terminal_snr:
+            pipeline.scheduler = _with_zero_terminal_snr(pipeline.scheduler, family)
         if adapter is not None:
             lora.load_into(pipeline, adapter)
             if settings.lora_scale != 1.0:
@@ -165,6 +169,19 @@ def _check_settings(settings: SamplingSettings, family: ModelFamily) -> None:
             f"sampling.scheduler: {settings.scheduler} undoes the noise of DDPM, and {name} is a model of flow; "
             "set checkpoint."
         )
+
+
+def _with_zero_terminal_snr(scheduler: Any, family: ModelFamily) -> object:
+    """Raises ConfigError for a model whose noise has no such end, and for a sampler that cannot begin there."""
+    import inspect
+
+    from t2i.noise import with_zero_terminal_snr
+
+    with_zero_terminal_snr(family.noise)
+    kind = type(scheduler)
+    if not {"rescale_betas_zero_snr", "timestep_spacing"} <= inspect.signature(kind.__init__).parameters.keys():
+        raise ConfigError(f"sampling.zero_terminal_snr: {kind.__name__} cannot begin there; set scheduler: ddim.")
+    return kind.from_config(scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing")
 
 
 def _scheduler(name: str, config: Any) -> object:

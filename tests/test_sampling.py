@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from t2i.errors import ConfigError, ModelError, RunError
 from t2i.families import load_family
+from t2i.objectives import Denoising
 from t2i.sampling import SCHEDULERS, Sampler, SamplingSettings, _place
 
 PROMPTS = ("a cat", "a photo of the moon", "a red cup")
@@ -131,6 +134,25 @@ def test_ddim_clips_no_latents_where_the_checkpoint_does_not_say() -> None:
     )
     sampler = Sampler.load(str(tiny_flow.pixart()), settings(scheduler="ddim"))
     assert sampler.pipeline.scheduler.config.clip_sample is False
+
+
+def test_an_end_in_nothing_but_noise_is_where_training_ends_and_sampling_begins(tmp_path: Path) -> None:
+    shutil.copytree(tiny.sd1(), tmp_path / "model")
+    path = tmp_path / "model/scheduler/scheduler_config.json"
+    config = json.loads(path.read_text()) | {"prediction_type": "v_prediction"}
+    path.write_text(json.dumps(config))
+    family = load_family(str(tmp_path / "model"))
+    trained = Denoising(zero_terminal_snr=True).process(family.noise)
+    fields = settings(scheduler="ddim", zero_terminal_snr=True)
+    scheduler = Sampler.load(str(tmp_path / "model"), fields).pipeline.scheduler
+    torch.testing.assert_close(scheduler.alphas_cumprod, trained.alphas_cumprod, rtol=1e-4, atol=1e-7)  # pyright: ignore[reportAttributeAccessIssue]
+    scheduler.set_timesteps(3)
+    assert int(scheduler.timesteps[0]) == len(scheduler.alphas_cumprod) - 1
+    assert float(scheduler.alphas_cumprod[-1]) < 1e-7
+    with pytest.raises(ConfigError, match="predicts epsilon, which is undefined in pure noise"):
+        Sampler.load(str(tiny.sd1()), settings(zero_terminal_snr=True))
+    with pytest.raises(ConfigError, match="ends in pure noise already"):
+        Sampler.load(str(tiny_flow.sd3()), settings(zero_terminal_snr=True))
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

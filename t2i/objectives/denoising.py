@@ -89,8 +89,9 @@ class Denoising(FrozenModel):
     pseudo_huber: PseudoHuber | None = None
     """Loss that forgives outliers, instead of the squared error."""
     zero_terminal_snr: bool = False
-    """Train as if the noise ended in nothing but noise (v_prediction only). Samplers of the result must be told:
-    `rescale_betas_zero_snr: true`, `timestep_spacing: trailing`."""
+    """Train as if the noise ended in nothing but noise (v_prediction only). Generation must be told, here by
+    `sampling.zero_terminal_snr`, and in other tools by `rescale_betas_zero_snr: true`, `timestep_spacing: trailing`,
+    which a model that is trained whole is saved with."""
     noise_offset: float = Field(default=0.0, ge=0, le=1)
     """Noise common to a whole channel, for darker and brighter images; 0 is off, 0.05 to 0.1 is usual."""
     embedding_noise: float = Field(default=0.0, ge=0)

@@ -38,6 +38,7 @@ def check_settings(train: Train) -> None:
     _check_framing(train)
     _check_caption_mix(train)
     _check_whole(train)
+    _check_samples(train)
 
 
 def couples_batch(objective: AnyObjective) -> bool:
@@ -89,6 +90,14 @@ def _check_whole(train: Train) -> None:
         raise ValueError(f"adapter: {train.objective.type} starts from no LoRA; leave it out")
     if train.objective.type == "contrastive" and train.caption_dropout:
         raise ValueError("caption_dropout: a batch of a contrastive objective needs different texts; set it to 0")
+
+
+def _check_samples(train: Train) -> None:
+    """Images that are looked at while training must begin where it ends."""
+    ends_in_noise = isinstance(train.objective, Denoising) and train.objective.zero_terminal_snr
+    for name, images in (("samples", train.samples), ("guard", train.guard)):
+        if images is not None and ends_in_noise and not images.sampling.zero_terminal_snr:
+            raise ValueError(f"{name}.sampling.zero_terminal_snr: the objective trains with it, so set it here too")
 
 
 def _check_numbers(train: Train) -> None:

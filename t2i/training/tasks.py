@@ -24,6 +24,7 @@ from t2i.objectives import (
     Classification,
     Contrastive,
     DenoiserObjective,
+    Denoising,
     DiffusionDPO,
     DiffusionKTO,
 )
@@ -179,6 +180,9 @@ class DiffusionTask:
             path.parent.mkdir(exist_ok=True)
             lora.save(self.components, path, metadata)
             return {"adapter": path.relative_to(folder).as_posix()}
+        if isinstance(self.objective, Denoising) and self.objective.zero_terminal_snr:
+            told = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+            self.family.pipeline.scheduler.register_to_config(**told)
         return save_pipeline(self.family.pipeline, folder)
 
 

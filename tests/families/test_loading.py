@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import tiny_flow
 import torch
 from checkpoints import CLASSES, all_weights, assert_refused, assert_same_weights, change, copied, state_of
 
@@ -232,6 +234,30 @@ def test_broken_checkpoint_is_refused(tmp_path: Path, break_it: Callable[[Path],
     folder = copied(tmp_path)
     break_it(folder)
     assert_refused(BREAKS[break_it], folder)
+
+
+def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_read(tmp_path: Path) -> None:
+    """As PixArt's T5 has it; transformers needs sentencepiece and protobuf for that."""
+    import sentencepiece
+
+    folder = tmp_path / "pixart"
+    shutil.copytree(tiny_flow.pixart(), folder)
+    limit = load_family(str(folder)).pipeline.components["tokenizer"].model_max_length
+    shutil.rmtree(folder / "tokenizer")
+    (folder / "tokenizer").mkdir()
+    file = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a photo of a red cat on a mat", "the blue dog runs"] * 20),
+        model_writer=file, vocab_size=24, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    (folder / "tokenizer/spiece.model").write_bytes(file.getvalue())
+    config = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": limit}
+    (folder / "tokenizer/tokenizer_config.json").write_text(json.dumps(config))
+    change(folder / "model_index.json", tokenizer=["transformers", "T5Tokenizer"])
+    tokenizer = load_family(str(folder)).pipeline.components["tokenizer"]
+    ids = tokenizer("a red cat").input_ids
+    assert ids[-1] == 1
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "a red cat"
 
 
 def test_sharded_weights_are_loaded(tmp_path: Path) -> None:

@@ -265,6 +265,14 @@ def test_reader_that_cannot_be_imported_is_refused(tmp_path: Path, reader: str) 
         ({"captions": {"alt": 1}, "init": "random"}, "a LoRA over random weights is of no use"),
         ({"captions": {"alt": 1}, "trained": {"type": "lora", "rank": 0}}, "greater than or equal to 1"),
         ({"captions": {"alt": 1}, "caption_dropout": 1.5}, "less than or equal to 1"),
+        (
+            {
+                "captions": {"alt": 1},
+                "objective": {"type": "denoising", "zero_terminal_snr": True},
+                "samples": {"prompts": ["a cat"]},
+            },
+            r"samples\.sampling\.zero_terminal_snr: the objective trains with it",
+        ),
         ({"captions": {"alt": 1}, "objective": {"type": "contrastive"}}, r"contrastive trains .*\[model\]"),
         ({"objective": {"type": "autoencoder"}, "trained": {"type": "full", "components": ["unet"]}}, r"\[vae\]"),
         (
