@@ -31,7 +31,7 @@ from t2i.records import CaptionedImage
 if TYPE_CHECKING:
     from t2i.families.base import ModelFamily
 
-UNFIT_FILE = "unfit.jsonl"
+UNFIT_FILE, UNFIT_HELD_OUT_FILE = "unfit.jsonl", "unfit_held_out.jsonl"
 """The images that are dropped or enlarged, in the stage's folder."""
 
 
@@ -75,11 +75,13 @@ class DiffusionData:
         plan.check_batch(self.batch_size)
         return plan
 
-    def encode(self, family: ModelFamily, plan: BucketPlan, folder: Path) -> LatentExamples:
+    def encode(
+        self, family: ModelFamily, plan: BucketPlan, folder: Path, unfit_file: str = UNFIT_FILE
+    ) -> LatentExamples:
         """Encode what the cache lacks, and write which images are dropped or enlarged into `folder`."""
         if plan.misfits and processes.is_first():
             lines = [json.dumps(asdict(misfit), ensure_ascii=False) + "\n" for misfit in plan.misfits]
-            write_text(folder / UNFIT_FILE, "".join(lines))
+            write_text(folder / unfit_file, "".join(lines))
         framing = Framing(self.records, plan, Views(self.views, self.seed, self.crops_by), self.masks, self.posterior)
         root = Path(self.cache.folder).expanduser() if self.cache.folder else folder / CACHE_FOLDER
         store = encode_latents(family, framing, root, batch_size=self.encode_batch_size)

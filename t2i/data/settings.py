@@ -18,7 +18,8 @@ class BucketSettings(FrozenModel):
     """Longer side over shorter side of a bucket, and of an image, at most."""
     unfit: Literal["refuse", "drop"] = "refuse"
     """What happens to images that are longer than `max_aspect` or smaller than their bucket: an error that names them,
-    or they are left out and named in `unfit.jsonl` and by `t2i inspect`."""
+    or they are left out and named in `unfit.jsonl` (`unfit_held_out.jsonl` of images held out) and by
+    `t2i inspect`."""
     upscale: bool = False
     """Enlarge images that are smaller than their bucket instead; they are named likewise."""
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from t2i import lora
 from t2i.data.captions import CaptionMix
-from t2i.data.diffusion import DiffusionData, count_truncated
+from t2i.data.diffusion import UNFIT_HELD_OUT_FILE, DiffusionData, count_truncated
 from t2i.data.examples import Dataset, LatentExamples
 from t2i.data.pair_examples import LatentPairs, PairData
 from t2i.data.settings import BucketSettings, CacheSettings, MaskSettings, ViewSettings
@@ -135,9 +135,10 @@ class DiffusionTask:
         settings = replace(self.settings, records=records, datasets=datasets, batch_size=1, held_out=None)
         settings = replace(settings, seed=derive_key(settings.seed, "held out") % 2**63)
         data = denoiser_data(settings, objective)
+        if not isinstance(data, DiffusionData):
+            return None
         data.check_captions()
-        examples = data.encode(self.family, data.plan(self.resolution), settings.folder)
-        return examples if isinstance(examples, LatentExamples) else None
+        return data.encode(self.family, data.plan(self.resolution), settings.folder, UNFIT_HELD_OUT_FILE)
 
     def _place_denoiser(self) -> None:
         """Swap what training does not call, once its outputs are cached, for the denoiser and its frozen copy."""

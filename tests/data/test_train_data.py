@@ -154,3 +154,15 @@ def test_inspect_counts_buckets_and_names_misfits_from_records(tmp_path: Path) -
     given["buckets"] = {**BUCKETS, "unfit": "refuse"}
     with pytest.raises(DataError, match=r"0004\.png: 200x20: an aspect above 2"):
         tiny.from_recipe(Train, given).inspect(context)
+
+
+def test_images_that_do_not_fit_are_named_whether_they_are_held_out_or_not(tmp_path: Path) -> None:
+    stage = pictures(tmp_path, "own", [(40, 32)] * 6 + [(12, 12)] * 6, "a wall")
+    fields = {"resolution": 32, "buckets": BUCKETS, "held_out": {"share": 0.5, "every": 3, "examples": 2}}
+    train(tmp_path / "train", [stage], **fields)
+    named = [
+        {json.loads(line)["image"] for line in (tmp_path / "train" / name).read_text().splitlines()}
+        for name in ("unfit.jsonl", "unfit_held_out.jsonl")
+    ]
+    assert not named[0] & named[1]
+    assert len(named[0] | named[1]) == 6
