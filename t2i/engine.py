@@ -176,11 +176,12 @@ def run(recipe: Recipe, root: Path, console: Console | None = None) -> list[Plan
     with ExitStack() as held:
         hashes = ContentHashes(root / HASHES)
         planned = processes.first(lambda: _plan(recipe, held.enter_context(directory), hashes))
+        has_work = any(item.status != "skip" for item in planned)
+        # Hashed as it is now, before it could be edited, and apart from the files of the user.
         origin: JsonObject = {
             "git": git_commit(recipe.path.parent) if recipe.path else None,
-            "code": code_hashes(hashes),
+            "code": code_hashes(ContentHashes()) if has_work else {},
         }
-        has_work = any(item.status != "skip" for item in planned)
         for item in planned:
             if item.status != "skip":
                 item.stage.check()
