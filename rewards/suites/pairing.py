@@ -43,11 +43,12 @@ def _prompt_of(image: Path, by_id: dict[str, SuitePrompt], prompts: tuple[SuiteP
     for name in (*folders, *words):
         if name in by_id:
             return by_id[name]
-    places = [name for name in folders if _is_place(name, prompts)]
-    if places or folders:
-        return prompts[int(places[0])] if places else next((by_id[name] for name in names if name in by_id), None)
+    place = next((name for name in folders if _is_place(name, prompts)), None)
+    if place is not None:
+        return prompts[int(place)]
     known = next((by_id[name] for name in names if name in by_id), None)
-    return known or (prompts[int(names[1])] if _is_place(names[1], prompts) else None)
+    # Below a folder that is no prompt's a bare number may be a sample's as well.
+    return prompts[int(names[1])] if known is None and not folders and _is_place(names[1], prompts) else known
 
 
 def _is_place(name: str, prompts: tuple[SuitePrompt, ...]) -> bool:
