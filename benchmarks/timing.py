@@ -1,4 +1,4 @@
-"""How long each step takes on a device, without making the host wait for it."""
+"""How long each step takes on a device, without making the host wait for it, and how much memory."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+PEAK = Path("/proc/self/status")
 
 
 @dataclass
@@ -95,3 +98,22 @@ def median_seconds(call: Callable[[], Tensor], device: torch.device, repeats: in
         call()
         marks.mark()
     return statistics.median(marks.seconds())
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget the largest memory so far, of the device or, where the host computes, of this process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif PEAK.exists():
+        # 5 asks Linux to begin the high-water mark anew.
+        PEAK.with_name("clear_refs").write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Largest memory since then; 0 where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if not PEAK.exists():
+        return 0
+    line = next(line for line in PEAK.read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])

@@ -1,7 +1,7 @@
 """Seconds of a training step: the toolkit's loop against one written by hand, and against a peer's script.
 
 python benchmarks/train_step.py --family sd1 [--device cpu] [--batch N] [--full] [--rounds 5] [--steps 6]
-                                [--processor-time] [--peer SCRIPT] [--peer-python PYTHON]
+                                [--processor-time] [--peer SCRIPT] [--peer-python PYTHON] [--peer-steps SHORT LONG]
 
 All train a LoRA of the same rank on the same model, images, batch and precision (bf16 over a base in bf16), in turns.
 Without `--full` the model is a small one of the family's classes. Ours reads its batches from the cache on disk, draws
@@ -11,30 +11,34 @@ shared, `--processor-time` counts the seconds that the process had, which its ne
 `--peer` is a diffusers example script for training a LoRA on captioned images (train_text_to_image_lora.py for sd1,
 train_text_to_image_lora_sdxl.py for sdxl), run by `--peer-python`. It encodes images and captions in every step. A step
 takes what a longer run takes more than a shorter one, divided by the steps between.
+
+Peak memory is the device's on a GPU. On a CPU it is the process's, libraries and all; ours and the bare loop share one,
+the peer has its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from gpu_bench import OPTIMIZER, RANK, SEED, Bench
 from machine import describe
-from timing import Marks, Spread
+from timing import Marks, Spread, peak_bytes, reset_peak
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 
 WARM = 2
 """Steps that are not counted: the first also checks the fresh adapter, which takes two passes."""
-PEER_STEPS = (4, 16)
 
 
 def main() -> None:
@@ -45,9 +49,9 @@ def main() -> None:
         bench = Bench(arguments.family, device, Path(scratch), not arguments.full, batch_size=arguments.batch)
         bench.clock = time.process_time if arguments.processor_time else time.perf_counter
         bench.build()
-        peer = Peer(arguments.peer, arguments.peer_python, bench) if arguments.peer else None
-        times = measure(bench, arguments.rounds, arguments.steps, peer)
-    print(table(times, bench.batch_size))
+        peer = Peer(arguments.peer, arguments.peer_python, arguments.peer_steps, bench) if arguments.peer else None
+        found = measure(bench, arguments.rounds, arguments.steps, peer)
+    print(table(found, bench.batch_size))
     size = "as published" if arguments.full else "small"
     clock = "processor time" if arguments.processor_time else "wall time"
     about = f"{arguments.family}, {size}, {bench.size_px} px, batch {bench.batch_size}, {device}, {clock}"
@@ -65,18 +69,36 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--peer", type=Path)
     parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument("--peer-steps", type=int, nargs=2, default=(4, 16), metavar=("SHORT", "LONG"))
     return parser.parse_args()
 
 
-def measure(bench: Bench, rounds: int, steps: int, peer: Peer | None = None) -> dict[str, list[float]]:
-    """Seconds of each loop's steps, taken in turns; of the peer, one mean a round."""
-    times: dict[str, list[float]] = {"ours": [], "bare loop": []}
+@dataclass
+class Loop:
+    """What was measured of one loop."""
+
+    seconds: list[float] = field(default_factory=list)
+    """Of every step; of the peer, one mean a round."""
+    peak_bytes: int = 0
+    """Largest memory of the rounds; 0 if it could not be read."""
+
+    def add(self, seconds: list[float], peak_bytes: int) -> None:
+        self.seconds += seconds
+        self.peak_bytes = max(self.peak_bytes, peak_bytes)
+
+
+def measure(bench: Bench, rounds: int, steps: int, peer: Peer | None = None) -> dict[str, Loop]:
+    """Each loop's steps, taken in turns."""
+    found = {"ours": Loop(), "bare loop": Loop()}
     for number in range(rounds):
-        times["ours"] += bench.fit(bench.folder / f"ours-{number}", WARM + steps + 1)[WARM:]
-        times["bare loop"] += bare_steps(bench, WARM + steps)[WARM:]
+        reset_peak(bench.device)
+        found["ours"].add(bench.fit(bench.folder / f"ours-{number}", WARM + steps + 1)[WARM:], peak_bytes(bench.device))
+        reset_peak(bench.device)
+        found["bare loop"].add(bare_steps(bench, WARM + steps)[WARM:], peak_bytes(bench.device))
         if peer is not None:
-            times.setdefault(peer.script.name, []).append(peer.step_seconds(number))
-    return times
+            seconds = peer.step_seconds(number)
+            found.setdefault(peer.script.name, Loop()).add([seconds], peer.peak_bytes())
+    return found
 
 
 def bare_steps(bench: Bench, steps: int) -> list[float]:
@@ -105,8 +127,8 @@ def bare_steps(bench: Bench, steps: int) -> list[float]:
 class Peer:
     """A diffusers example script, with the model and images of the bench written as it wants them."""
 
-    def __init__(self, script: Path, python: str, bench: Bench) -> None:
-        self.script, self.python, self.bench = script.resolve(), python, bench
+    def __init__(self, script: Path, python: str, steps: tuple[int, int], bench: Bench) -> None:
+        self.script, self.python, self.steps, self.bench = script.resolve(), python, steps, bench
         self.model, self.images = bench.folder / "model", bench.folder / "images"
         # A family made anew: ours carries an adapter by now.
         from random_models import build_family
@@ -121,8 +143,13 @@ class Peer:
 
     def step_seconds(self, number: int) -> float:
         """Seconds of a step: what the longer of two runs takes more than the shorter."""
-        short, long = (self._run(steps, f"{number}-{steps}") for steps in PEER_STEPS)
-        return (long - short) / (PEER_STEPS[1] - PEER_STEPS[0])
+        short, long = (self._run(steps, f"{number}-{steps}") for steps in self.steps)
+        return (long - short) / (self.steps[1] - self.steps[0])
+
+    def peak_bytes(self) -> int:
+        """Largest memory of its process on a CPU; 0 on a GPU, whose share is not seen from here."""
+        on_host = self.bench.device.type == "cpu"
+        return 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if on_host else 0
 
     def _run(self, steps: int, name: str) -> float:
         options = {
@@ -152,17 +179,19 @@ class Peer:
 
 def compare_with_bare(bench: Bench, *, rounds: int, steps: int) -> dict[str, Any]:
     """Both loops in turns. The ratio is that of the medians: above 1, ours is the faster."""
-    ours, bare = (Spread.of(seconds) for seconds in measure(bench, rounds, steps).values())
+    ours, bare = (Spread.of(loop.seconds) for loop in measure(bench, rounds, steps).values())
     return {"ours_s": str(ours), "bare_s": str(bare), "ours_over_bare": bare.median / ours.median}
 
 
-def table(times: dict[str, list[float]], batch_size: int) -> str:
-    """A row for each loop; the last column is its speed as a share of the bare loop's."""
-    bare = Spread.of(times["bare loop"]).median
-    lines = ["| loop | s a step | images/s | speed of the bare loop |", "|---|---:|---:|---:|"]
-    for name, seconds in times.items():
-        spread = Spread.of(seconds)
-        lines.append(f"| {name} | {spread} | {batch_size / spread.median:.2f} | {bare / spread.median:.3f} |")
+def table(found: dict[str, Loop], batch_size: int) -> str:
+    """A row for each loop; its speed is a share of the bare loop's."""
+    bare = Spread.of(found["bare loop"].seconds).median
+    lines = ["| loop | s a step | images/s | speed of the bare loop | peak memory |", "|---|---:|---:|---:|---:|"]
+    for name, loop in found.items():
+        spread = Spread.of(loop.seconds)
+        speed = f"{batch_size / spread.median:.2g} | {bare / spread.median:.3f}"
+        memory = f"{loop.peak_bytes / 2**30:.1f} GiB" if loop.peak_bytes else "not measured"
+        lines.append(f"| {name} | {spread} | {speed} | {memory} |")
     return "\n".join(lines)
 
 
