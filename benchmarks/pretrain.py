@@ -2,29 +2,41 @@
 
 python benchmarks/pretrain.py            run (or finish) the recipe, copy, print
 python benchmarks/pretrain.py --check    run it, copy nothing, say whether the files in the package are the same
+python benchmarks/pretrain.py --twice [KEY=VALUE...]
+                                         run it two times with these overrides, the second time killed once in every
+                                         training, and say whether both leave the same files
 """
 
 from __future__ import annotations
 
 import filecmp
 import json
+import os
 import shutil
+import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 from machine import describe
 
 from t2i.engine import PlannedStage, run
 from t2i.recipe import Recipe
+from t2i.rundir import DONE
+from t2i.training.checkpoint import list_checkpoints
 
 REPOSITORY = Path(__file__).parent.parent
 ASSETS = REPOSITORY / "t2i/shapes/assets"
+RECIPE = REPOSITORY / "recipes/tiny_pretrain.yaml"
 EXPORTS = {"pipeline_files": "pipeline", "clip_files": "clip", "reader_files": "reader"}
 
 
 def main() -> int:
-    """Run the recipe; returns 1 if `--check` finds a difference."""
-    stages = {item.name: item for item in run(Recipe.load(REPOSITORY / "recipes/tiny_pretrain.yaml"), Path("runs"))}
+    """Run the recipe; returns 1 if `--check` or `--twice` finds a difference."""
+    if "--twice" in sys.argv:
+        return twice([word for word in sys.argv[1:] if word != "--twice"])
+    stages = {item.name: item for item in run(Recipe.load(RECIPE), Path("runs"))}
     differing: list[str] = []
     for stage, name in EXPORTS.items():
         made, shipped = stages[stage].folder / name, ASSETS / name
@@ -39,6 +51,54 @@ def main() -> int:
         verdict = f"different: {', '.join(differing)}" if differing else "the same bits"
         print(f"\nthe files in the package are {verdict}")
     return int(bool(differing))
+
+
+def twice(overrides: list[str]) -> int:
+    """Run the recipe in two folders; returns 1 if the exported models or the painted pictures differ."""
+    with tempfile.TemporaryDirectory() as root:
+        whole, killed = Path(root, "whole"), Path(root, "killed")
+        for folder, kill in ((whole, False), (killed, True)):
+            began = time.perf_counter()
+            moments = run_in(folder, overrides, kill)
+            print(f"{folder.name}: {time.perf_counter() - began:.0f} s, killed {' and '.join(moments) or 'nowhere'}")
+        # Finished, so that this only finds the folders.
+        recipe = Recipe.load(RECIPE, overrides)
+        first, second = ({item.name: item.folder for item in run(recipe, root)} for root in (whole, killed))
+        outputs = EXPORTS | {"generate": "images"}
+        counts = {
+            name: sum(path.is_file() for path in (first[name] / kept).rglob("*")) for name, kept in outputs.items()
+        }
+        differing = [
+            f"{name}/{file}"
+            for name, kept in outputs.items()
+            for file in different_files(first[name] / kept, second[name] / kept)
+        ]
+    print(f"\n{' '.join(overrides) or 'as written'}; files of {counts}: {'; '.join(differing) or 'the same bits'}")
+    print(describe())
+    return int(bool(differing))
+
+
+def run_in(folder: Path, overrides: list[str], kill: bool) -> list[str]:
+    """Run the recipe in a process of its own. kill: once in each training, after its first checkpoint, with SIGKILL.
+
+    Returns where it was killed.
+    """
+    moments: dict[str, str] = {}
+    command = [sys.executable, "-m", "t2i", "run", str(RECIPE), *overrides]
+    while True:
+        with open(folder.with_suffix(".log"), "ab") as log:
+            child = subprocess.Popen(command, env=os.environ | {"T2I_RUNS": str(folder)}, stdout=log, stderr=log)
+            while child.poll() is None:
+                time.sleep(0.1)
+                for stage in folder.glob("tiny_pretrain/*") if kill else ():
+                    found = list_checkpoints(stage / "checkpoints")
+                    if found and stage.name not in moments and not (stage / DONE).exists():
+                        child.kill()
+                        moments[stage.name] = f"after {found[-1].name} of {stage.name.rpartition('-')[0]}"
+        if child.wait() == 0:
+            return list(moments.values())
+        if child.returncode > 0:
+            raise SystemExit(folder.with_suffix(".log").read_text()[-2000:])
 
 
 def different_files(made: Path, shipped: Path) -> list[str]:
