@@ -136,7 +136,9 @@ def generate_command(
         ),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", help="Denoising steps.")] = 30,
-    guidance: Annotated[float, typer.Option("--guidance", help="Classifier-free guidance.")] = 7.5,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", help="Classifier-free guidance; if left out, as usual for the model.")
+    ] = None,
     images: Annotated[int, typer.Option("--images", help="Images per prompt.")] = 1,
     seed: Annotated[int, typer.Option("--seed", help="Seed that every image's seed comes from.")] = 0,
     precision: Annotated[str, typer.Option("--precision", help="Of the model: fp32 or bf16.")] = "fp32",

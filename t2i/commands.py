@@ -26,7 +26,7 @@ def generate(
     expand: str | None,
     *,
     steps: int,
-    guidance: float,
+    guidance: float | None,
     images: int,
     seed: int,
     root: Path,
@@ -46,7 +46,7 @@ def generate(
     for path in (prompts, adapter):
         if path is not None and not resolve_path(path).is_file():
             raise ConfigError(f"{path}: no such file.")
-    if min(steps, images) < 1 or guidance < 0 or seed < 0:
+    if min(steps, images) < 1 or (guidance or 0) < 0 or seed < 0:
         raise ConfigError("--steps and --images must be at least 1, --guidance and --seed at least 0.")
     _check_choice("--precision", precision, SamplingPrecision)
     _check_choice("--offload", offload, Offload)
@@ -60,7 +60,7 @@ def generate(
             expand=_upsampler(expand),
             images_per_prompt=images,
             sampling=SamplingSettings.model_validate(
-                {"steps": steps, "guidance_scale": float(guidance), "precision": precision, "offload": offload}
+                {"steps": steps, "guidance_scale": guidance, "precision": precision, "offload": offload}
             ),
         )
     [planned] = run(Recipe("generate", seed, (stage,)), root)

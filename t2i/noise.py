@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 PredictionType = Literal["epsilon", "v_prediction", "flow"]
 
-UNIFORM = TimestepSettings()
-LOGIT_NORMAL = TimestepSettings(distribution="logit_normal")
+UNIFORM = TimestepSettings(distribution="uniform", shift=1.0)
+LOGIT_NORMAL = TimestepSettings(distribution="logit_normal", shift=1.0)
 
 
 class NoiseProcess(Protocol):

@@ -17,7 +17,7 @@ from t2i.randomness import deterministic_kernels, sampling_generator
 if TYPE_CHECKING:
     from PIL import Image
 
-    from t2i.families.base import ModelFamily
+    from t2i.families.base import FamilyFacts, ModelFamily
 
 SCHEDULERS: dict[str, str] = {
     "ddim": "DDIMScheduler",
@@ -38,8 +38,9 @@ class SamplingSettings(FrozenModel):
 
     steps: int = Field(default=30, ge=1, le=1000)
     """Denoising steps."""
-    guidance_scale: float = Field(default=7.5, ge=0)
-    """Classifier-free guidance; 1 switches it off."""
+    guidance_scale: float | None = Field(default=None, ge=0)
+    """Classifier-free guidance, which 1 switches off; for Flux, the number that the model is told. That of the family's
+    diffusers pipeline if absent: 7.5 for sd1, 5 for sdxl, 4.5 for pixart, 7 for sd3, 3.5 for flux."""
     negative_prompt: str = ""
     """What guidance leads away from; what the model was trained to without a caption if empty. Flux takes none."""
     scheduler: Literal["checkpoint", "ddim", "dpmsolver++", "euler"] = "checkpoint"
@@ -57,6 +58,12 @@ class SamplingSettings(FrozenModel):
     offload: Offload = speed_only("none")
     """What waits in host memory until it is called, where there is a GPU: nothing; each of text encoders, denoiser and
     autoencoder; or, slowest and smallest, each layer. The images stay the same."""
+
+    def resolved(self, facts: FamilyFacts) -> SamplingSettings:
+        """The same with what is left to the family filled in."""
+        if self.guidance_scale is not None:
+            return self
+        return self.model_copy(update={"guidance_scale": facts.guidance_scale})
 
 
 @dataclass(frozen=True)
@@ -82,9 +89,11 @@ class Sampler:
 
         from t2i import lora
         from t2i.families import load_family
+        from t2i.families.base import loaded_encoders
 
         dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
         family = load_family(model, revision=revision, dtype=dtype)
+        settings = settings.resolved(family.facts)
         _check_settings(settings, family)
         pipeline: Any = family.pipeline
         if settings.scheduler != "checkpoint":
@@ -97,7 +106,7 @@ class Sampler:
                 lora.set_strength(pipeline, settings.lora_scale)
         if torch.cuda.is_available():
             _place(pipeline, settings.offload)
-        return cls(pipeline, settings, family.count_truncated, family.sampling_options, family.facts.encoder_names)
+        return cls(pipeline, settings, family.count_truncated, family.sampling_options, loaded_encoders(family))
 
     def generate(self, prompts: Sequence[EncoderPrompt], seeds: Sequence[int]) -> list[Image.Image]:
         """One image per prompt and seed, in one batch. The same batch on the same machine gives the same bits.
@@ -153,9 +162,10 @@ def _check_settings(settings: SamplingSettings, family: ModelFamily) -> None:
             f"sampling.negative_prompt: {name} is sampled without classifier-free guidance, so nothing would lead away "
             "from it; leave it out."
         )
-    if settings.negative_prompt and settings.guidance_scale <= 1:
+    scale = family.facts.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+    if settings.negative_prompt and scale <= 1:
         raise ConfigError(
-            f"sampling.negative_prompt: guidance_scale {settings.guidance_scale:g} switches guidance off, so nothing "
+            f"sampling.negative_prompt: guidance_scale {scale:g} switches guidance off, so nothing "
             "would lead away from it; leave it out, or set guidance_scale above 1."
         )
     # Latents that cannot be cut into whole patches are made smaller by some pipelines and break others.

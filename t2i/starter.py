@@ -90,8 +90,6 @@ stages:
 class FamilyAdvice:
     """What a starter recipe says for a family beyond what its checkpoint tells."""
 
-    guidance_scale: float
-    """The default of the family's diffusers pipeline."""
     layouts: tuple[str, ...]
     held: str = "precision: bf16"
     """How the model is held while it paints."""
@@ -102,12 +100,11 @@ class FamilyAdvice:
 _T5 = "text_encoders: bf16"
 
 ADVICE = {
-    "sd1": FamilyAdvice(7.5, ("diffusers", "kohya")),
-    "sdxl": FamilyAdvice(5.0, ("diffusers", "kohya")),
-    "pixart": FamilyAdvice(4.5, ("peft",), speed=_T5),
-    "sd3": FamilyAdvice(7.0, ("diffusers", "kohya"), speed=_T5),
+    "sd1": FamilyAdvice(("diffusers", "kohya")),
+    "sdxl": FamilyAdvice(("diffusers", "kohya")),
+    "pixart": FamilyAdvice(("peft",), speed=_T5),
+    "sd3": FamilyAdvice(("diffusers", "kohya"), speed=_T5),
     "flux": FamilyAdvice(
-        3.5,
         ("diffusers", "kohya"),
         held="precision: bf16, offload: model",
         speed=f"{_T5}, gradient_checkpointing: true",
@@ -122,6 +119,7 @@ class _Recognised:
 
     family: str
     size_px: int
+    guidance_scale: float
 
 
 def write_starter(folder: str, model: str, output: Path) -> str:
@@ -168,7 +166,7 @@ def _recognise(model: str) -> _Recognised | None:
         if resolve_path(model).exists() or model.startswith(("pkg:", "/", ".", "~")):
             raise
         return None
-    return _Recognised(family.facts.name, family.default_size)
+    return _Recognised(family.facts.name, family.default_size, family.facts.guidance_scale)
 
 
 def _family_lines(recognised: _Recognised | None) -> dict[str, str]:
@@ -180,7 +178,7 @@ def _family_lines(recognised: _Recognised | None) -> dict[str, str]:
     return {
         "min_side": f"    # Nothing is ever enlarged.\n    min_side: {size}\n",
         "resolution": f"    # Side of the squares in pixels; lower takes less memory.\n    resolution: {size}\n",
-        "sampling": f"    sampling: &sampling {{guidance_scale: {advice.guidance_scale:g}, {advice.held}}}\n",
+        "sampling": f"    sampling: &sampling {{guidance_scale: {recognised.guidance_scale:g}, {advice.held}}}\n",
         "speed": f"    speed: {{{advice.speed}}}\n" if advice.speed else "",
         "sampling_again": "    sampling: *sampling\n",
         "layouts": f"[{', '.join(advice.layouts)}]",

@@ -43,18 +43,19 @@ PARAMETERS = {
 class TimestepSettings(FrozenModel):
     """A distribution of noise levels between 0, clean, and 1, pure noise: drawn, then shifted, then cut to a range."""
 
-    distribution: Literal["uniform", "logit_normal", "mode"] = "uniform"
+    distribution: Literal["uniform", "logit_normal", "mode"] | None = None
     """Before the shift: every level alike; a bell between the ends; or more weight in the middle but none lost at the
-    ends."""
+    ends. As the model was made for if absent: `uniform` for DDPM, `logit_normal` for flow."""
     logit_mean: float = 0.0
     """Mean of the logit of the level; above 0 trains on more noise. The sign is opposite in diffusers' scripts."""
     logit_std: float = Field(default=1.0, gt=0)
     """Standard deviation of the logit of the level."""
     mode_scale: float = Field(default=1.29, ge=-1, le=LARGEST_MODE_SCALE)
     """Above 0 favours the middle, below 0 the ends; 0 is uniform, 1.29 the best value of the paper."""
-    shift: Literal["resolution"] | float = 1.0
+    shift: Literal["resolution"] | float | None = None
     """Factor of the noise-to-signal ratio: 1 leaves the levels, 3 moves them towards noise; above 0. `resolution`
-    takes it from the number of image tokens, as Flux does."""
+    takes it from the number of image tokens, as Flux does. As the model was made for if absent: 1 for DDPM, that of
+    the checkpoint's scheduler for flow."""
     base_tokens: int = Field(default=256, gt=0)
     """Image tokens at which the logarithm of the shift is `base_shift`."""
     max_tokens: int = Field(default=4096, gt=0)
@@ -70,7 +71,7 @@ class TimestepSettings(FrozenModel):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        if self.shift != "resolution" and self.shift <= 0:
+        if isinstance(self.shift, float) and self.shift <= 0:
             raise ValueError(f"shift must be above 0 (got {self.shift})")
         if self.min_level >= self.max_level:
             raise ValueError(f"min_level ({self.min_level}) must be below max_level ({self.max_level})")
@@ -83,10 +84,23 @@ class TimestepSettings(FrozenModel):
         return self
 
 
+def completed(settings: TimestepSettings | None, default: TimestepSettings) -> TimestepSettings:
+    """The settings with what they leave open taken from `default`, each choice with its own parameters."""
+    if settings is None:
+        return default
+    open_choices = {name for name in ("distribution", "shift") if getattr(settings, name) is None}
+    taken = {name: getattr(default, name) for name in open_choices}
+    for name, choice in PARAMETERS.items():
+        if choice.partition(":")[0] in open_choices:
+            taken[name] = getattr(default, name)
+    return TimestepSettings.model_validate(settings.model_dump() | taken)
+
+
 def noise_levels(uniform: Tensor, settings: TimestepSettings, tokens: float | None = None) -> Tensor:
     """Map uniform draws [B] in [0, 1] to noise levels [B] in [min_level, max_level], of the draws' dtype.
 
-    tokens: image tokens of an example; None where the denoiser has none, which `shift: resolution` refuses with
+    Open choices count as uniform without a shift; `completed` fills them by a model's. tokens: image tokens of an
+    example; None where the denoiser has none, which `shift: resolution` refuses with
     ConfigError. The range is cut from the shifted distribution, so it is that distribution given the range.
     """
     shift = shift_factor(settings, tokens)
@@ -99,7 +113,7 @@ def noise_levels(uniform: Tensor, settings: TimestepSettings, tokens: float | No
 def shift_factor(settings: TimestepSettings, tokens: float | None = None) -> float:
     """The shift itself; with `resolution` e^mu, mu linear in the number of image tokens (as Flux' pipelines do)."""
     if settings.shift != "resolution":
-        return settings.shift
+        return 1.0 if settings.shift is None else settings.shift
     if tokens is None:
         raise ConfigError(
             "timesteps.shift: 'resolution' needs a denoiser that cuts images into tokens, and this model's does not; "
@@ -144,7 +158,7 @@ def _quantile(uniform: Tensor, settings: TimestepSettings) -> Tensor:
 
 def _cdf(level: float, settings: TimestepSettings) -> float:
     """Probability of a level below `level` before the shift: the inverse of `_quantile`."""
-    if level in (0.0, 1.0) or settings.distribution == "uniform":
+    if level in (0.0, 1.0) or settings.distribution in ("uniform", None):
         return level
     if settings.distribution == "logit_normal":
         normal = (math.log(level / (1 - level)) - settings.logit_mean) / settings.logit_std

@@ -206,6 +206,8 @@ FAMILY_CALLS: dict[str, tuple[Callable[[], Path], dict[str, Any]]] = {
     "flux": (tiny_flow.flux, {"max_sequence_length": 512}),
 }
 """Family -> its tiny checkpoint, and what plain diffusers must be told to treat prompts as training does."""
+GUIDANCE = {"sd1": 7.5, "sdxl": 5.0, "pixart": 4.5, "sd3": 7.0, "flux": 3.5}
+"""Family -> what its pipeline is guided with if nothing is said."""
 
 
 @pytest.mark.parametrize("family", FAMILY_CALLS)
@@ -217,6 +219,19 @@ def test_every_family_paints_the_pixels_of_plain_diffusers_without_a_negative_pr
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in SEEDS]
     theirs = pipeline(list(PROMPTS), generator=generators, num_inference_steps=3, **size, **options).images
     assert same(Sampler.load(str(build()), settings(**size)).generate(PROMPTS, SEEDS), theirs)
+
+
+@pytest.mark.parametrize("family", ["sd1", *FAMILY_CALLS])
+def test_guidance_that_is_left_out_is_that_of_plain_diffusers(family: str) -> None:
+    build, options = {"sd1": (tiny.sd1, {}), **FAMILY_CALLS}[family]
+    size = {"width": 32, "height": 32}
+    pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(build())
+    pipeline.set_progress_bar_config(disable=True)
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in SEEDS]
+    theirs = pipeline(list(PROMPTS), generator=generators, num_inference_steps=3, **size, **options).images
+    sampler = Sampler.load(str(build()), settings(**size))
+    assert same(sampler.generate(PROMPTS, SEEDS), theirs)
+    assert sampler.settings.guidance_scale == GUIDANCE[family]
 
 
 def test_without_a_negative_prompt_sdxl_leads_away_from_zeros_as_dropped_captions_trained_it() -> None:

@@ -16,6 +16,7 @@ from t2i.errors import ConfigError
 from t2i.timesteps import (
     LARGEST_MODE_SCALE,
     TimestepSettings,
+    completed,
     logit_normal,
     mode,
     noise_levels,
@@ -193,3 +194,43 @@ def test_settings_that_mean_nothing_are_refused(written: str, message: str) -> N
 
 def test_whole_numbers_are_taken_as_shifts() -> None:
     assert TimestepSettings.model_validate_json('{"shift": 3}').shift == 3.0
+
+
+FLUX = TimestepSettings(
+    distribution="logit_normal", shift="resolution", base_tokens=16, max_tokens=64, base_shift=0.25, max_shift=1
+)
+"""Levels of a model of flow."""
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        (None, FLUX),
+        (TimestepSettings(), FLUX),
+        (TimestepSettings(min_level=0.1), FLUX.model_copy(update={"min_level": 0.1})),
+        (
+            TimestepSettings(distribution="uniform"),
+            FLUX.model_copy(update={"distribution": "uniform"}),
+        ),
+        (TimestepSettings(shift=3), TimestepSettings(distribution="logit_normal", shift=3)),
+        (
+            TimestepSettings(distribution="mode", mode_scale=0.5, shift=1),
+            TimestepSettings(distribution="mode", mode_scale=0.5, shift=1),
+        ),
+        (
+            TimestepSettings(distribution="logit_normal", logit_mean=0.5),
+            FLUX.model_copy(update={"logit_mean": 0.5}),
+        ),
+    ],
+)
+def test_what_is_left_open_is_as_the_model_was_made_for(
+    written: TimestepSettings | None, found: TimestepSettings
+) -> None:
+    assert completed(written, FLUX) == found
+
+
+def test_a_choice_comes_with_its_own_parameters() -> None:
+    bell = TimestepSettings(distribution="logit_normal", logit_mean=0.3, logit_std=0.8, shift=2)
+    flat = TimestepSettings(distribution="uniform", shift=2)
+    assert completed(TimestepSettings(distribution="uniform"), bell) == flat
+    assert completed(TimestepSettings(shift=1), bell) == bell.model_copy(update={"shift": 1.0})

@@ -39,6 +39,8 @@ class FamilyFacts:
     """Class of the diffusers pipeline, as `_class_name` in model_index.json."""
     denoiser: str
     """Attribute of the pipeline that holds the denoiser."""
+    guidance_scale: float
+    """What its diffusers pipeline is guided with if nothing is said."""
     text_encoders: tuple[str, ...]
     lora_targets: tuple[str, ...]
     """Suffixes of the denoiser's modules that get a LoRA when the recipe names none."""
@@ -167,3 +169,10 @@ class ModelFamily(Protocol):
         embeddings and learned variances stay in here.
         """
         ...
+
+
+def loaded_encoders(family: ModelFamily) -> tuple[str, ...]:
+    """What recipes call the text encoders that the checkpoint has, in their order."""
+    facts = family.facts
+    named = zip(facts.encoder_names, facts.text_encoders, strict=True)
+    return tuple(name for name, component in named if getattr(family.pipeline, component, None) is not None)

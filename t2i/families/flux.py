@@ -23,17 +23,20 @@ Conventions (diffusers `FluxPipeline`; the models have no paper):
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from t2i.encoder_texts import EncoderPrompt, texts_for
+from t2i.errors import ModelError
 from t2i.families import latents as autoencoder
 from t2i.families.base import Conditioning, Dtypes, FamilyFacts, NativeLayer, Posterior
 from t2i.families.clip import clip_tokens, count_longer
 from t2i.families.loading import load_pipeline
+from t2i.families.safetensor_files import read_header, weight_files
 from t2i.families.tokens import moved, padded_tokens
 from t2i.families.transformer import check_text_to_image
 from t2i.noise import RectifiedFlow
@@ -80,6 +83,7 @@ class Flux:
         name="flux",
         pipeline_class="FluxPipeline",
         denoiser="transformer",
+        guidance_scale=3.5,
         dispatches_attention=True,
         text_encoders=("text_encoder", "text_encoder_2"),
         encoder_names=("clip", "t5"),
@@ -110,7 +114,10 @@ class Flux:
 
     @classmethod
     def load(cls, folder: str, *, dtype: Dtypes, random_seed: int | None = None) -> Flux:
-        return cls(load_pipeline(folder, cls.facts, dtype=dtype, random_seed=random_seed))
+        pipeline = load_pipeline(folder, cls.facts, dtype=dtype, random_seed=random_seed)
+        if random_seed is None:
+            _check_guidance(Path(folder), pipeline.transformer.config)
+        return cls(pipeline)
 
     @property
     def denoiser(self) -> nn.Module:
@@ -174,6 +181,17 @@ class Flux:
             img_ids=image_ids(rows, columns, noisy.device),
         ).sample
         return unpack(prediction, rows, columns)
+
+
+def _check_guidance(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise ModelError for the weights of dev with the configs of schnell: diffusers would drop their guidance."""
+    files = weight_files(path / "transformer") if path.is_dir() else [path]
+    names = (name for file in files for name in read_header(file))
+    if not config["guidance_embeds"] and any("guidance_in." in name or "guidance_embedder." in name for name in names):
+        raise ModelError(
+            f"{path}: holds the guidance embedder of Flux.1 dev, and its configs are those of schnell "
+            "(guidance_embeds: false); give the configs of dev."
+        )
 
 
 def pack(latents: Tensor) -> Tensor:

@@ -102,9 +102,13 @@ def load_pipeline(folder: str, facts: FamilyFacts, *, dtype: Dtypes, random_seed
     try:
         if random_seed is not None:
             given |= random_components(checkpoint, facts, random_seed, dtype)
-        elif checkpoint.path != checkpoint.configs:
-            given |= {name: _from_folder(checkpoint, name, dtype_of(name, dtype)) for name in checkpoint.beside}
-            return _quiet(_from_file(pipeline_class, checkpoint, dtype, given))
+        else:
+            is_file = checkpoint.path != checkpoint.configs
+            models = [name for name, part in used_components(checkpoint, facts).items() if part.is_model]
+            names = checkpoint.beside if is_file else models
+            given |= {name: _from_folder(checkpoint, name, dtype_of(name, dtype)) for name in names}
+            if is_file:
+                return _quiet(_from_file(pipeline_class, checkpoint, dtype, given))
         # Pickled weights can run code; diffusers would fall back to them where safetensors are missing.
         named = {**dtype, "default": dtype_of("", dtype)} if isinstance(dtype, Mapping) else dtype
         return _quiet(pipeline_class.from_pretrained(checkpoint.configs, dtype=named, use_safetensors=True, **given))
@@ -212,8 +216,16 @@ def component_from_config(checkpoint: Checkpoint, name: str) -> Any:
 
 
 def _from_folder(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Any:
-    model_class = _model_class(checkpoint.components[name])
-    return model_class.from_pretrained(checkpoint.configs / name, dtype=dtype, use_safetensors=True)
+    """Raises ModelError if weights are not in the files: transformers would draw them, with no more than a log line."""
+    folder, model_class = checkpoint.configs / name, _model_class(checkpoint.components[name])
+    model, found = model_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{folder}: lacks {len(missing)} of the tensors that its config asks for: {', '.join(missing[:3])}; the "
+            "checkpoint is incomplete or the config is another's."
+        )
+    return model.eval()
 
 
 def _model_class(component: Component) -> Any:

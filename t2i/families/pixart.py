@@ -74,6 +74,7 @@ class PixArt:
         name="pixart",
         pipeline_class="PixArtAlphaPipeline",
         denoiser="transformer",
+        guidance_scale=4.5,
         text_encoders=("text_encoder",),
         encoder_names=("t5",),
         lora_targets=("to_q", "to_k", "to_v", "to_out.0"),

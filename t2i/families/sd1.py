@@ -38,6 +38,7 @@ class SD1:
         name="sd1",
         pipeline_class="StableDiffusionPipeline",
         denoiser="unet",
+        guidance_scale=7.5,
         text_encoders=("text_encoder",),
         encoder_names=("clip",),
         lora_targets=("to_q", "to_k", "to_v", "to_out.0"),

@@ -71,6 +71,7 @@ class SD3:
         name="sd3",
         pipeline_class="StableDiffusion3Pipeline",
         denoiser="transformer",
+        guidance_scale=7.0,
         text_encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
         encoder_names=("clip_l", "clip_g", "t5"),
         lora_targets=(

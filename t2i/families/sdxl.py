@@ -46,6 +46,7 @@ class SDXL:
         name="sdxl",
         pipeline_class="StableDiffusionXLPipeline",
         denoiser="unet",
+        guidance_scale=5.0,
         text_encoders=("text_encoder", "text_encoder_2"),
         encoder_names=("clip_l", "clip_g"),
         lora_targets=("to_q", "to_k", "to_v", "to_out.0"),

@@ -25,9 +25,13 @@ PUBLISHED_CONFIGS: dict[str, tuple[str, str]] = {
 }
 """Family -> hub id and revision whose configs fit all its single files. Those of sd3 and flux differ by version."""
 
+_OTHER_NOISE = {"edm_mean": "Playground 2.5", "edm_vpred.sigma_max": "an EDM model with v-prediction, as CosXL"}
+"""Tensor by which authors mark a model with noise of another kind, and what it is called."""
 _SD1_TEXT_WIDTH = 768
 """Width of the text encoder's states in 1.x; 2.x files do not say what their U-Net predicts."""
 _INPUT = "model.diffusion_model.input_blocks.0.0.weight"
+_SCALES = ("scaled_fp8", ".scale_weight", ".weight_scale")
+"""Endings of the names of tensors by which others are to be multiplied."""
 _VAE = ("first_stage_model.", "vae.")
 _PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "sd1": {"vae": _VAE, "text_encoder": ("cond_stage_model.",)},
@@ -56,6 +60,13 @@ def family_of(path: Path, tensors: Tensors) -> str:
     """
     if any(".lora_" in name or name.startswith("lora_") for name in tensors):
         raise ModelError(f"{path}: a LoRA, not a model; give the model that it belongs to.")
+    scaled = next((name for name in tensors if name.endswith(_SCALES)), None)
+    if scaled is not None:
+        # diffusers would take the numbers without their scale.
+        raise ModelError(
+            f"{path}: its weights are in scaled fp8 ({scaled}), which is not read; expected bf16, fp16 or fp32. "
+            "Give the file in one of these."
+        )
     if _INPUT in tensors:
         return _stable_diffusion(path, tensors)
     bare = {name.removeprefix("model.diffusion_model.") for name in tensors}
@@ -78,8 +89,9 @@ def _stable_diffusion(path: Path, tensors: Tensors) -> str:
     channels = tensors[_INPUT].shape[1]
     if channels != 4:
         raise ModelError(f"{path}: its U-Net takes {channels} channels: for inpainting or editing, not text-to-image.")
-    if "edm_mean" in tensors:
-        raise ModelError(f"{path}: Playground 2.5, whose noise is not DDPM's, is not supported.")
+    for mark, name in _OTHER_NOISE.items():
+        if mark in tensors:
+            raise ModelError(f"{path}: {name}, whose noise is not DDPM's, is not supported.")
     if _has(tensors, "conditioner.embedders.0.model."):
         raise ModelError(f"{path}: the SDXL refiner, not a text-to-image model; give the base model.")
     # Only XL's U-Net is told sizes.

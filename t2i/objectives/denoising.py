@@ -12,7 +12,7 @@ from t2i.objectives.base import Denoiser, DiffusionBatch, LossOutput
 from t2i.objectives.perturbation import channel_draws, example_keys, offset_noise, perturb_conditioning
 from t2i.objectives.pseudo_huber import PseudoHuber, pseudo_huber
 from t2i.objectives.weighting import Weighting
-from t2i.timesteps import TimestepSettings, noise_levels
+from t2i.timesteps import TimestepSettings, completed, noise_levels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,8 +59,10 @@ class NoisyLatents:
 def noisy_latents(
     noise: NoiseProcess, batch: DiffusionBatch, settings: TimestepSettings | None = None, noise_offset: float = 0.0
 ) -> NoisyLatents:
-    """Put the batch's noise on its latents, at levels drawn as `settings` say (None: as the noise process does)."""
-    levels = noise_levels(batch.uniform, settings or noise.default_timesteps, image_tokens(noise, batch.latents))
+    """Put the batch's noise on its latents, at levels drawn as `settings` say, and where they do not, as the noise
+    process does."""
+    settings = completed(settings, noise.default_timesteps)
+    levels = noise_levels(batch.uniform, settings, image_tokens(noise, batch.latents))
     timesteps, eps = noise.timesteps(levels), batch.noise
     if noise_offset:
         eps = offset_noise(eps, channel_draws(example_keys(batch, "noise_offset"), eps), noise_offset)
@@ -82,8 +84,8 @@ class Denoising(FrozenModel):
 
     type: Literal["denoising"] = "denoising"
     timesteps: TimestepSettings | None = None
-    """Which noise levels are trained; as the model was made for if absent: uniform for DDPM, logit-normal with the
-    shift of the checkpoint's scheduler for flow."""
+    """Which noise levels are trained; whatever is absent as the model was made for: uniform for DDPM, logit-normal with
+    the shift of the checkpoint's scheduler for flow."""
     weighting: Weighting | None = None
     """How much each noise level counts; all alike if absent."""
     pseudo_huber: PseudoHuber | None = None
@@ -105,7 +107,7 @@ class Denoising(FrozenModel):
 
             noise = with_zero_terminal_snr(noise)
         if self.weighting is not None:
-            self.weighting.check(noise, self.timesteps or noise.default_timesteps)
+            self.weighting.check(noise, completed(self.timesteps, noise.default_timesteps))
         return noise
 
     def __call__(self, denoiser: Denoiser, noise: NoiseProcess, batch: DiffusionBatch) -> LossOutput:

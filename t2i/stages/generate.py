@@ -110,7 +110,8 @@ class Generate(Stage):
                     sampler = sampler or self._sampler(context, [self._text(row) for row in rows if row.sample == 0])
                     self._generate(sampler, batch, context.folder)
                 advance(min(start + self.batch_size, len(rows)))
-        write_text(context.folder / SAMPLING_FILE, json.dumps(self._record(context), indent=2, sort_keys=True) + "\n")
+        record = json.dumps(self._record(context), indent=2, sort_keys=True)
+        write_text(context.folder / SAMPLING_FILE, record + "\n")
         write_jsonl(context.folder / GENERATIONS_FILE, rows)
         cut = json.loads((context.folder / CUT_PROMPTS_FILE).read_text())
         summary = [f"{n} of {len(prompts)} prompts are longer than the {name} reads" for name, n in cut.items() if n]
@@ -184,6 +185,12 @@ class Generate(Stage):
 
     def _record(self, context: StageContext) -> dict[str, Any]:
         """What both arms of a comparison must share, and what made these images."""
+        from t2i.families.loading import describe_checkpoint, family_class
+
+        sampling = self.sampling
+        if sampling.guidance_scale is None:
+            model, revision, _ = self._weights(context)
+            sampling = sampling.resolved(family_class(describe_checkpoint(model, revision=revision)).facts)
         return {
             "model": self.model,
             "revision": self.revision,
@@ -191,7 +198,7 @@ class Generate(Stage):
             **({"adapter": self.adapter} if self.adapter else {}),
             "images_per_prompt": self.images_per_prompt,
             "batch_size": self.batch_size,
-            "sampling": self.sampling.model_dump(mode="json", exclude={"offload"}),
+            "sampling": sampling.model_dump(mode="json", exclude={"offload"}),
             "seed": context.seed,
             **({"expand_for": list(self.expand_for)} if self.expand_for else {}),
         }

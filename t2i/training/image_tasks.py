@@ -45,7 +45,8 @@ class AutoencoderTask:
         return {"images": len(self.settings.records), "resolution": self.resolution}
 
     def save(self, metadata: dict[str, str]) -> dict[str, Any]:
-        """Also sets `scaling_factor`, so that scaled latents have unit deviation (Rombach et al. 2022, appendix G)."""
+        """With new weights also sets `scaling_factor`, so that scaled latents have unit deviation (Rombach et al. 2022,
+        appendix G). That of a trained autoencoder stays: a denoiser knows its latents at that scale."""
         sample = self.settings.records[:: max(1, len(self.settings.records) // 512)]
         device = next(self.vae.parameters()).device
         with torch.no_grad():
@@ -53,8 +54,9 @@ class AutoencoderTask:
             means = [self.vae.encode(part.to(device)).latent_dist.mean for part in pixels.split(32)]
             mean = torch.cat(means)
             error = (self.vae.decode(mean[:64]).sample.clamp(-1, 1) - pixels[:64].to(device)).square().mean()
-        # Eight digits are more than a scale needs, and the config stays readable.
-        self.vae.register_to_config(scaling_factor=float(f"{1 / float(mean.std()):.6g}"))
+        if self.settings.random_seed is not None:
+            # More digits than a scale needs, and the config stays readable.
+            self.vae.register_to_config(scaling_factor=float(f"{1 / float(mean.std()):.6g}"))
         psnr = float(-10 * torch.log10(error / 4))
         scale = self.vae.config.scaling_factor
         return save_pipeline(self.family.pipeline, self.settings.folder) | {"psnr_db": psnr, "scaling_factor": scale}

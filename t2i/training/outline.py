@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from t2i.encoder_texts import route_problem
 from t2i.errors import ConfigError
+from t2i.families.base import loaded_encoders
 from t2i.families.loading import describe_checkpoint, family_class
 from t2i.families.outline import outline_family
 from t2i.objectives import Denoising
@@ -147,8 +148,7 @@ def check_bucket_step(family: Any, buckets: BucketSettings | None) -> None:
 
 def check_encoder_captions(family: ModelFamily, datasets: Sequence[Dataset]) -> None:
     """Raise ConfigError unless every text encoder of the model is given captions, and those named are its own."""
-    named = zip(family.facts.encoder_names, family.facts.text_encoders, strict=True)
-    encoders = [name for name, component in named if family.pipeline.components.get(component) is not None]
+    encoders = loaded_encoders(family)
     for mix in (dataset.mix for dataset in datasets if dataset.mix.per_encoder):
         problem = route_problem([name for name, _ in mix.per_encoder], encoders, has_rest=bool(mix.weights))
         if problem:

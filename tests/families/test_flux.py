@@ -210,5 +210,13 @@ def test_transformer_that_is_shown_more_than_noise_is_refused(tmp_path: Path) ->
         load_family(str(folder), random_seed=0)
 
 
+def test_weights_of_dev_with_the_configs_of_schnell_are_refused(tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_flow.flux(guidance=True), tmp_path / "model")
+    config = json.loads((folder / "transformer/config.json").read_text())
+    (folder / "transformer/config.json").write_text(json.dumps(config | {"guidance_embeds": False}))
+    with pytest.raises(ModelError, match=r"holds the guidance embedder of Flux\.1 dev"):
+        load_family(str(folder))
+
+
 def test_pixel_multiple_is_that_of_the_packed_latents(family: Flux) -> None:
     assert family.pixel_multiple == 2 * 2

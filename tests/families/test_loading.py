@@ -13,6 +13,7 @@ import tiny
 import tiny_flow
 import torch
 from checkpoints import CLASSES, all_weights, assert_refused, assert_same_weights, change, copied, state_of
+from safetensors.torch import save_file
 
 from t2i.errors import ModelError
 from t2i.families import describe_checkpoint, load_family
@@ -234,6 +235,24 @@ def test_broken_checkpoint_is_refused(tmp_path: Path, break_it: Callable[[Path],
     folder = copied(tmp_path)
     break_it(folder)
     assert_refused(BREAKS[break_it], folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "tensor"),
+    [
+        ("text_encoder", "encoder.layers.0.self_attn.q_proj.weight"),
+        ("unet", "conv_in.weight"),
+        ("vae", "decoder.conv_in.bias"),
+    ],
+)
+def test_folder_that_lacks_a_tensor_is_refused(tmp_path: Path, part: str, tensor: str) -> None:
+    folder = copied(tmp_path)
+    [path] = (folder / part).glob("*.safetensors")
+    state = state_of(path)
+    [name] = [name for name in state if name.endswith(tensor)]
+    del state[name]
+    save_file(state, path, metadata={"format": "pt"})
+    assert_refused(f"{part}: lacks 1 of the tensors that its config asks for: .*{tensor.rpartition('.')[0]}", folder)
 
 
 def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_read(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 EPSILON = DDPM.from_scheduler(DDPMScheduler(**SCHEDULE))
 VELOCITY = DDPM.from_scheduler(DDPMScheduler(**SCHEDULE, prediction_type="v_prediction"))
 FLOW = RectifiedFlow()
-SMALLEST_LEVEL = TimestepSettings(min_level=0.01)
+SMALLEST_LEVEL = TimestepSettings(distribution="uniform", min_level=0.01)
 
 
 class Denoiser:
@@ -230,7 +230,7 @@ def test_levels_are_those_of_the_settings_or_of_the_process() -> None:
     made_for = RectifiedFlow(TimestepSettings(shift=3.0))
     assert noisy_latents(made_for, batch).timesteps.tolist() == pytest.approx([500, 750, 900])
     # 6 x 6 latents are 9 tokens of 2 x 2; with the line of the shift through 0 at 9 tokens nothing is shifted.
-    by_size = TimestepSettings(shift="resolution", base_tokens=9, max_tokens=10, base_shift=0.0)
+    by_size = TimestepSettings(distribution="uniform", shift="resolution", base_tokens=9, max_tokens=10, base_shift=0.0)
     assert noisy_latents(FLOW, batch, by_size).timesteps.tolist() == pytest.approx([250, 500, 750])
 
 

@@ -109,6 +109,9 @@ def test_some_encoders_read_the_written_out_prompt_and_the_others_the_original(
 def test_encoders_that_the_model_lacks_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expand_for: found t5; .* are clip_l, clip_g\."):
         run(tmp_path / "a", model=str(tiny.sdxl()), expand=SHAPES, expand_for=["t5"])
+    # What the checkpoint leaves out would read nothing.
+    with pytest.raises(ConfigError, match=r"expand_for: found t5; .* are clip_l, clip_g\."):
+        run(tmp_path / "c", model=str(tiny_flow.sd3(with_t5=False)), expand=SHAPES, expand_for=["t5"])
     with pytest.raises(ConfigError, match="are clip, so leave it out"):
         run(tmp_path / "b", expand=SHAPES, expand_for=["clip"])
     with pytest.raises(ValidationError, match="nothing writes the prompts out"):

@@ -26,7 +26,12 @@ def run(
     folder: Path, inputs: dict[str, Path] | None = None, *, seed: int = 7, model: str | None = "", **fields: object
 ) -> dict[str, Any]:
     chosen = {"model": str(tiny.sd1())} if model == "" else {} if model is None else {"model": model}
-    defaults = {"prompts": PROMPTS, "images_per_prompt": 2, "batch_size": 4, "sampling": {"steps": 2}}
+    defaults = {
+        "prompts": PROMPTS,
+        "images_per_prompt": 2,
+        "batch_size": 4,
+        "sampling": {"steps": 2, "guidance_scale": 7.5},
+    }
     return tiny.run_stage(Generate, folder, {**chosen, **defaults, **fields}, inputs, seed=seed)
 
 
@@ -98,6 +103,11 @@ def test_interrupted_run_ends_with_the_same_bytes(base: Path, tmp_path: Path, mi
     run(folder)
     (folder / "images/.00000-00.png.99.tmp").unlink()
     assert written(folder) == written(base)
+
+
+def test_guidance_that_is_left_to_the_family_is_recorded_as_a_number(base: Path, tmp_path: Path) -> None:
+    run(tmp_path / "run", sampling={"steps": 2})
+    assert written(tmp_path / "run") == written(base)
 
 
 def test_finished_images_are_not_painted_again(base: Path, tmp_path: Path) -> None:

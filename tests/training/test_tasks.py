@@ -144,7 +144,7 @@ def test_full_training_is_not_held_to_the_rules_of_adapters(tmp_path: Path) -> N
 
 def test_autoencoder_is_trained_and_scaled(tmp_path: Path) -> None:
     trained = {"type": "full", "components": ["vae"]}
-    fields = {"model": str(tiny.sd1()), "objective": {"type": "autoencoder"}, "trained": trained}
+    fields = {"model": str(tiny.sd1()), "init": "random", "objective": {"type": "autoencoder"}, "trained": trained}
     facts = train(tmp_path / "train", **fields, loop={**LOOP, "steps": 20}, optimizer={"learning_rate": 5e-3})
     rows = read_metrics(tmp_path / "train/metrics.jsonl")
     assert rows[-1]["reconstruction"] < 0.7 * rows[0]["reconstruction"]
@@ -161,8 +161,19 @@ def test_autoencoder_is_trained_and_scaled(tmp_path: Path) -> None:
     # Peak 2 in [-1, 1]: 10 log10(4 / mean squared error).
     error = float((painted - pixels).square().mean())
     assert facts["psnr_db"] == pytest.approx(10 * np.log10(4 / error), abs=1e-3)
-    unet = weights(tmp_path / "train/model")["unet/conv_in.weight"]
-    assert torch.equal(unet, weights(tiny.sd1())["unet/conv_in.weight"])
+    assert facts["scaling_factor"] == vae.config.scaling_factor
+
+
+def test_trained_autoencoder_keeps_the_scale_that_its_denoiser_knows(tmp_path: Path) -> None:
+    trained = {"type": "full", "components": ["vae"]}
+    fields = {"model": str(tiny.sd1()), "objective": {"type": "autoencoder"}, "trained": trained}
+    facts = train(tmp_path / "train", **fields, loop={**LOOP, "steps": 2})
+    scale = AutoencoderKL.from_pretrained(tiny.sd1(), subfolder="vae").config.scaling_factor
+    kept = AutoencoderKL.from_pretrained(tmp_path / "train/model", subfolder="vae").config.scaling_factor
+    assert kept == facts["scaling_factor"] == scale
+    made, shipped = weights(tmp_path / "train/model"), weights(tiny.sd1())
+    assert torch.equal(made["unet/conv_in.weight"], shipped["unet/conv_in.weight"])
+    assert not torch.equal(made["vae/encoder.conv_in.weight"], shipped["vae/encoder.conv_in.weight"])
 
 
 @pytest.fixture(scope="module")
