@@ -80,8 +80,9 @@ def score_command(
     ] = False,
 ) -> None:
     """Score every image of a folder and print a mean with its interval for each scorer."""
-    for name, path in (("--output", output), ("--report", report)):
-        _check_writable(name, path)
+    _check_writable("--output", output, prompts)
+    _check_writable("--report", report, prompts, output)
+    _check_writable("--cache", cache, prompts, output, report)
     if prompts is not None and suite is not None:
         raise InputError("--prompts and --suite both say what the prompts are; give one of them.")
     opened = _open_suite(suite) if suite is not None else None
@@ -111,7 +112,7 @@ def compare_command(
     report: ReportOption = None,
 ) -> None:
     """Say what A and B differ by, scorer by scorer, prompt by prompt, corrected for the number of scorers."""
-    _check_writable("--report", report)
+    _check_writable("--report", report, a, b)
     tables = read_table(a), read_table(b)
     for line in comparison_lines(*tables):
         typer.echo(line)
@@ -127,7 +128,7 @@ def suite_command(
     """Say what is in a suite of prompts, and everything that is wrong in its file, by id."""
     from rewards.suites import write_prompts
 
-    _check_writable("--output", output)
+    _check_new("--output", output)
     opened = _open_suite(suite)
     typer.echo(f"{opened.name}: {len(opened)} prompts, from {opened.source}; licence: {opened.licence}")
     for category, count in opened.count_categories().items():
@@ -156,7 +157,7 @@ def questions_command(
     from rewards.faithfulness.readers import write_questions
     from rewards.faithfulness.writer import load_writer
 
-    _check_writable("--output", output)
+    _check_new("--output", output)
     texts = read_prompts(prompts)
     book = load_writer(model, endpoint, key_env or None, style, device).write(texts)
     write_questions(book, output)
@@ -216,10 +217,20 @@ def _with_questions(specs: list[dict[str, object]], suite: Suite | None) -> list
     return [{"questions": suite.questions} | spec if spec["name"] in _ASKING else spec for spec in specs]
 
 
-def _check_writable(option: str, path: Path | None) -> None:
-    """Fail before scoring, not after it."""
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+def _check_writable(option: str, path: Path | None, *others: Path | None) -> None:
+    """Fail before scoring, not after it. others: files that the same command reads, or writes something else to."""
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"{option} {path}: {path.parent} must be a folder that exists, {path.name} a file in it.")
+    if path.resolve() in [other.resolve() for other in others if other is not None]:
+        raise InputError(f"{option} {path}: another file of this command has that name; write elsewhere.")
+
+
+def _check_new(option: str, path: Path | None) -> None:
+    _check_writable(option, path)
+    if path is not None and path.exists():
+        raise InputError(f"{option} {path}: it exists; move it away, or write elsewhere.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

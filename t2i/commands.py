@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from pydantic import ValidationError
 
 from t2i.errors import ConfigError, DataError
+from t2i.files import check_new
 from t2i.resources import PACKAGE_PREFIX, resolve_path
 
 if TYPE_CHECKING:
@@ -164,8 +165,8 @@ def export(weights: Path, model: str, to: str, output: Path, *, precision: str, 
     if (output.suffix == ".safetensors") == (to in ("peft", "merged")):
         expected = "a folder, without a suffix" if to in ("peft", "merged") else "a file that ends in .safetensors"
         raise ConfigError(f"--output: {output}: layout {to} is {expected}.")
+    check_new("--output", output)
     source = _lora_source(weights)
-    output.parent.mkdir(parents=True, exist_ok=True)
     family = load_family(model)
     layout, chosen = cast("Target", to), cast("Precision", precision)
     metadata = {"t2i_family": family.facts.name, "t2i_model": public_model_name(model), "t2i_layout": to}
@@ -194,6 +195,7 @@ def merge(
 
     if output.suffix != ".safetensors":
         raise ConfigError(f"--output: {output} must end in .safetensors.")
+    check_new("--output", output)
     names = ["adapter"] if kind == "extract" else []
     fields = {
         "model": model,
@@ -212,7 +214,6 @@ def merge(
         merged = extract(base_weights(family), base_weights(tuned), Size(rank, energy or 1.0))
     else:
         merged = merged_files(stage, [_lora_source(path) for path in adapters], family)
-    output.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"t2i_family": family.facts.name, "t2i_model": public_model_name(model), "t2i_merge": kind}
     exported = write_adapter(merged.adapter, output, family, layout="diffusers", precision="fp32", metadata=metadata)
     ranks = [factors.rank for factors in merged.adapter.values()]

@@ -10,8 +10,34 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t2i.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def check_new(option: str, path: Path) -> None:
+    """Raise ConfigError if something has that name already, or no folder can be there to hold it. Makes nothing.
+
+    option: what the message says that the path comes from.
+    """
+    # A link that leads nowhere is somebody's too, and would be replaced.
+    if os.path.lexists(path):
+        raise ConfigError(f"{option}: {path} exists; move it away, or write elsewhere.")
+    check_folder(option, path.parent)
+
+
+def check_folder(option: str, path: Path) -> None:
+    """Raise ConfigError unless `path` is a folder, or can be made one. Makes nothing."""
+    nearest = next(one for one in (path, *path.parents) if os.path.lexists(one))
+    if not nearest.is_dir():
+        raise ConfigError(f"{option}: {nearest} is no folder, and nothing can be written into it; write elsewhere.")
+
+
+def check_no_folder(path: Path) -> None:
+    """Raise ConfigError rather than let a folder be replaced: what it holds is not known."""
+    if path.is_dir():
+        raise ConfigError(f"{path}: a folder of that name exists; move it away, or write elsewhere.")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -22,7 +22,7 @@ from t2i.export.factors import Adapter, Factors, check_adapter, largest_error
 from t2i.export.layouts import PEFT_PREFIX, Layout, ModelLayers, to_layout, to_tensors
 from t2i.export.reading import read_adapter
 from t2i.families.base import ModelFamily
-from t2i.files import write_tensors, write_text
+from t2i.files import check_no_folder, write_tensors, write_text
 from t2i.lora.patterns import rank_and_alpha_options
 
 Target = Literal["diffusers", "peft", "kohya", "comfyui", "merged"]
@@ -75,11 +75,13 @@ def export_lora(
 
     target: a file; for layout `peft` a folder, with one of peft's per component, for `merged` one of the whole model.
     It is loaded into the family's pipeline before it gets its name, so `family` must be fresh. dora_rank: convert a
-    DoRA to the nearest plain LoRA of that rank. Raises ModelError for values that are not finite, an adapter that does
-    nothing, modules that the layout has no names for, and a file that does not arrive as it was sent.
+    DoRA to the nearest plain LoRA of that rank. A file that has the name is replaced. Raises ConfigError for a folder
+    that has it; ModelError for values that are not finite, an adapter that does nothing, modules that the layout has
+    no names for, and a file that does not arrive as it was sent.
     """
     from t2i.export.whole import converted, export_merged
 
+    check_no_folder(target)
     imported = read_adapter(source, ModelLayers.of(family.facts, family.pipeline))
     check_adapter(imported.adapter, str(source))
     adapter, lost = imported.adapter, 0.0
@@ -130,12 +132,12 @@ def _reader_tolerance(family: ModelFamily) -> float:
 
 @contextmanager
 def _draft(target: Path) -> Iterator[Path]:
-    """A path beside the target; renamed to it if the block succeeds, gone if it fails."""
+    """A path beside the target; renamed to it if the block succeeds, gone if it fails. Makes the folder they are in."""
+    check_no_folder(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{uuid.uuid4().hex[:8]}.draft{target.suffix}")
     try:
         yield draft
-        if target.is_dir():
-            shutil.rmtree(target)
         draft.replace(target)
     finally:
         if draft.is_dir():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from t2i.errors import ModelError
-from t2i.files import write_tensors
+from t2i.files import check_no_folder, write_tensors
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -17,8 +17,10 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def export_model(source: Path, target: Path, *, precision: str) -> dict[str, Any]:
     """Copy a diffusers or transformers folder, casting every floating tensor of its safetensors files.
 
-    Everything else is copied byte for byte. Raises ModelError for a value that is not finite after the cast.
+    Everything else is copied byte for byte. Raises ModelError for a value that is not finite after the cast, and
+    ConfigError for a folder that has the target's name.
     """
+    check_no_folder(target)
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     files = sorted(path for path in source.rglob("*") if path.is_file())
@@ -32,7 +34,6 @@ def export_model(source: Path, target: Path, *, precision: str) -> dict[str, Any
             else:
                 shutil.copyfile(path, copy)
             total += copy.stat().st_size
-        shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

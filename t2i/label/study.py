@@ -46,15 +46,17 @@ class Study:
 
 
 def open_study(folder: Path, collected: Collected, seed: int) -> tuple[Study, VoteLog]:
-    """Begin in a folder, or go on: `pairs.jsonl` and `votes.jsonl`. Raises DataError if it has votes on other pairs."""
+    """Begin in a folder, or go on: `pairs.jsonl` and `votes.jsonl`. Raises DataError if it has other pairs."""
     folder.mkdir(parents=True, exist_ok=True)
     path, votes = folder / PAIRS_FILE, folder / VOTES_FILE
-    if votes.exists() and votes.stat().st_size:
-        if not path.exists():
-            raise DataError(f"{votes} is there and {path} is not: nothing says what the votes are about.")
+    has_votes = votes.exists() and votes.stat().st_size > 0
+    if path.exists():
         before = [(pair.prompt, pair.chosen_id, pair.rejected_id) for pair in iterate_pairs(path)]
         if before != [(pair.prompt, pair.chosen_id, pair.rejected_id) for pair in collected.pairs]:
-            raise DataError(f"{folder} holds votes on {len(before)} other pairs; give another --output.")
+            what = "votes on " if has_votes else ""
+            raise DataError(f"{folder} holds {what}{len(before)} other pairs; give another --output.")
+    elif has_votes:
+        raise DataError(f"{votes} is there and {path} is not: nothing says what the votes are about.")
     else:
         save_pairs(folder, collected.pairs)
     return Study(collected.pairs, seed), VoteLog(votes, len(collected.pairs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -106,6 +107,8 @@ class Export(Stage):
         from t2i.export.adapter import export_lora
 
         is_folder = layout in ("peft", "merged")
+        if is_folder:
+            _remove_leftover(stem)
         return export_lora(
             source,
             stem if is_folder else stem.with_name(f"{stem.name}.safetensors"),
@@ -119,4 +122,11 @@ class Export(Stage):
     def _export_model(self, source: Path, folder: Path) -> dict[str, Any]:
         from t2i.export.model import export_model
 
-        return export_model(source, folder / (self.file_name or "model"), precision=self.precision)
+        target = folder / (self.file_name or "model")
+        _remove_leftover(target)
+        return export_model(source, target, precision=self.precision)
+
+
+def _remove_leftover(folder: Path) -> None:
+    """Remove what an interrupted run of the stage wrote, which has no mark of being finished."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -123,6 +123,16 @@ def test_votes_become_pairs_in_a_pair_stage(tmp_path: Path) -> None:
     ]
 
 
+def test_pairs_without_a_vote_are_replaced_by_no_others(tmp_path: Path) -> None:
+    sources = folders(tmp_path)
+    for _ in range(2):
+        open_study(tmp_path / "study", collect(sources), seed=0)[1].close()
+    before = (tmp_path / "study/pairs.jsonl").read_bytes()
+    with pytest.raises(DataError, match="holds 3 other pairs; give another --output"):
+        open_study(tmp_path / "study", collect(sources[::-1]), seed=0)
+    assert (tmp_path / "study/pairs.jsonl").read_bytes() == before
+
+
 def test_a_folder_goes_on_with_the_same_pairs_only(tmp_path: Path) -> None:
     sources = folders(tmp_path)
     study, log = open_study(tmp_path / "study", collect(sources), seed=0)

@@ -319,6 +319,7 @@ def test_questions_are_written_from_the_command_line(
         "1 questions about 1 prompts\nunwritten: 1 (first: 2, " + NO_JSON + ")\n",
     )
     assert [item.prompt for item in load_questions(output).items] == ["a cat"]
+    output.unlink()
     with pytest.raises(SystemExit) as caught:
         main([*(str(argument) for argument in arguments), "--style", "tifa"])
     assert (caught.value.code, "expected yes_no or choices" in capsys.readouterr().err) == (2, True)

@@ -289,6 +289,30 @@ def test_wrong_use_is_told_before_anything_is_scored(
     assert message in err
 
 
+def test_no_command_replaces_what_it_reads_or_what_cost_a_model_its_time(tmp_path: Path, command: Command):
+    table, prompts = tmp_path / "PartiPrompts.tsv", tmp_path / "prompts.txt"
+    table.write_text("Prompt\tCategory\tChallenge\tNote\na dog\tAnimals\tBasic\t\n")
+    prompts.write_text("a dog\n")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    scores = tmp_path / "scores.jsonl"
+    assert command("score", tmp_path, "--rewards", "brightness", "--output", scores)[0] == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    scoring = ("score", tmp_path, "--rewards", "brightness", "--prompts", prompts)
+    for arguments in (
+        ("suite", f"partiprompts={table}", "--output", table),
+        ("questions", prompts, "--model", "nobody/nothing", "--output", prompts),
+        (*scoring, "--output", prompts),
+        (*scoring, "--report", prompts),
+        (*scoring, "--output", tmp_path / "new.jsonl", "--report", tmp_path / "new.jsonl"),
+        (*scoring, "--output", tmp_path / "new.jsonl", "--cache", tmp_path / "new.jsonl"),
+        ("compare", scores, scores, "--report", scores),
+    ):
+        code, out, err = command(*arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1), (arguments, err)
+        assert f"{arguments[-1]}: " in err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_suite_tells_its_prompts_and_every_defect_by_id(
     tmp_path: Path, command: Command, test_data: Callable[[str], Path]
 ):

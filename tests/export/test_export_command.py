@@ -1,0 +1,102 @@
+"""`t2i export` and `t2i merge` never replace what is there, and refuse what they would pass over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+from typer.testing import CliRunner, Result
+
+from t2i import cli
+from t2i.errors import ConfigError
+from t2i.export.adapter import export_lora
+from t2i.export.model import export_model
+from t2i.stages.export import Export
+
+
+def t2i(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_adapter(tmp_path_factory.mktemp("source") / "a.safetensors")
+
+
+@pytest.mark.parametrize(("layout", "name"), [("peft", "mine"), ("merged", "mine"), ("kohya", "mine.safetensors")])
+def test_what_has_the_name_of_the_output_is_kept(tmp_path: Path, source: Path, layout: str, name: str) -> None:
+    output = tmp_path / name
+    kept = output if output.suffix else output / "notes.txt"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("a year of work")
+    # The model does not exist: the name is looked at before anything is loaded.
+    refused = t2i("export", source, "--model", "./nowhere", "--to", layout, "--output", output)
+    assert refused.exit_code == 2
+    assert refused.stderr == f"ConfigError: --output: {output} exists; move it away, or write elsewhere.\n"
+    assert kept.read_text() == "a year of work"
+
+
+def test_the_source_is_not_its_own_output(source: Path) -> None:
+    before = source.read_bytes()
+    for arguments in (("export", source, "--to", "kohya"), ("merge", source, "--kind", "svd", "--rank", 2)):
+        refused = t2i(*arguments, "--model", tiny.sd1(), "--output", source)
+        assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1), refused.output
+        assert f"{source} exists" in refused.stderr
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("output", [".", "..", "dangling", "file/whole", "file/a/whole"])
+def test_a_name_under_which_nothing_new_can_stand_is_refused(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "file").touch()
+    refused = t2i("export", source, "--model", "./nowhere", "--to", "merged", "--output", output)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1), refused.output
+    assert refused.stderr.startswith("ConfigError: --output: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file"]
+
+
+def test_a_refused_command_makes_no_folder(tmp_path: Path, source: Path) -> None:
+    output = tmp_path / "new/a.safetensors"
+    assert t2i("export", source, "--model", "./nowhere", "--to", "kohya", "--output", output).exit_code == 2
+    assert t2i("merge", source, "--model", "./nowhere", "--output", output).exit_code == 2
+    assert not output.parent.exists()
+    done = t2i("export", source, "--model", tiny.sd1(), "--to", "kohya", "--output", output)
+    assert done.exit_code == 0, done.output
+    assert output.is_file()
+
+
+def test_the_functions_replace_no_folder_either(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").touch()
+    for layout in ("peft", "merged"):
+        with pytest.raises(ConfigError, match="mine: a folder of that name exists"):
+            export_lora(source, tmp_path / "mine", tiny.load_sd1(), layout=layout, precision="fp32", metadata={})
+    with pytest.raises(ConfigError, match="mine: a folder of that name exists"):
+        export_model(tiny.sd1(), tmp_path / "mine", precision="fp32")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
+
+
+def test_an_export_stage_replaces_what_it_left_unfinished(tmp_path: Path, source: Path) -> None:
+    train, model = tmp_path / "train", str(tiny.sd1())
+    (train / "adapter").mkdir(parents=True)
+    (train / "adapter/pytorch_lora_weights.safetensors").write_bytes(source.read_bytes())
+    fields = {"model": model, "layouts": ["peft", "kohya", "merged"]}
+    first = tiny.run_stage(Export, tmp_path / "export", fields, {"weights_from": train})
+    (tmp_path / "export/test.peft/half").touch()
+    (tmp_path / "export/test.merged/half").touch()
+    assert tiny.run_stage(Export, tmp_path / "export", fields, {"weights_from": train}) == first
+    assert not list((tmp_path / "export").rglob("half"))
+
+
+def test_an_export_stage_of_a_whole_model_replaces_what_it_left_unfinished(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/model").symlink_to(tiny.sd1())
+    for _ in range(2):
+        facts = tiny.run_stage(Export, tmp_path / "export", {}, {"weights_from": tmp_path / "train"})
+        assert facts["model"] == "model"
+        assert not (tmp_path / "export/model/half").exists()
+        (tmp_path / "export/model/half").touch()
