@@ -208,12 +208,15 @@ def merge(
     }
     with _mistakes_as_config_errors("merge"):
         stage = Merge.model_validate_json(json.dumps(fields))
+    if kind == "extract" and len(adapters) != 1:
+        raise ConfigError(f"merge --kind extract: {len(adapters)} models are given; expected one, a whole model.")
+    sources = [] if kind == "extract" else [_lora_source(path) for path in adapters]
     family = load_family(model)
     if kind == "extract":
         tuned = load_family(str(adapters[0]), expected=family.facts.name)
         merged = extract(base_weights(family), base_weights(tuned), Size(rank, energy or 1.0))
     else:
-        merged = merged_files(stage, [_lora_source(path) for path in adapters], family)
+        merged = merged_files(stage, sources, family)
     metadata = {"t2i_family": family.facts.name, "t2i_model": public_model_name(model), "t2i_merge": kind}
     exported = write_adapter(merged.adapter, output, family, layout="diffusers", precision="fp32", metadata=metadata)
     ranks = [factors.rank for factors in merged.adapter.values()]

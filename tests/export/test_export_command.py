@@ -100,3 +100,15 @@ def test_an_export_stage_of_a_whole_model_replaces_what_it_left_unfinished(tmp_p
         assert facts["model"] == "model"
         assert not (tmp_path / "export/model/half").exists()
         (tmp_path / "export/model/half").touch()
+
+
+def test_extract_takes_one_whole_model(tmp_path: Path, source: Path) -> None:
+    arguments = ("merge", tiny.sd1(), "nowhere", "--model", tiny.sd1(), "--kind", "extract", "--rank", 2)
+    refused = t2i(*arguments, "--output", tmp_path / "a.safetensors")
+    assert refused.exit_code == 2, refused.output
+    assert refused.stderr == "ConfigError: merge --kind extract: 2 models are given; expected one, a whole model.\n"
+
+
+def test_files_to_merge_are_looked_for_before_the_model_is_loaded(tmp_path: Path, source: Path) -> None:
+    refused = t2i("merge", source, "no.safetensors", "--model", "./nowhere", "--output", tmp_path / "a.safetensors")
+    assert (refused.exit_code, refused.stderr) == (2, "DataError: no.safetensors: no such LoRA file.\n")
