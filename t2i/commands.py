@@ -157,7 +157,7 @@ def label(sources: Sequence[Path], output: Path, *, port: int, seed: int) -> Ite
 
 def export(weights: Path, model: str, to: str, output: Path, *, precision: str, dora_rank: int | None = None) -> str:
     """Write a LoRA file of any layout in another one; returns what was found and how the new file was proved."""
-    from t2i.export.adapter import Precision, Target, export_lora
+    from t2i.export.adapter import Precision, Target, check_dora_rank, export_lora
     from t2i.families.loading import load_family, public_model_name
 
     _check_choice("--to", to, Target)
@@ -165,10 +165,11 @@ def export(weights: Path, model: str, to: str, output: Path, *, precision: str, 
     if (output.suffix == ".safetensors") == (to in ("peft", "merged")):
         expected = "a folder, without a suffix" if to in ("peft", "merged") else "a file that ends in .safetensors"
         raise ConfigError(f"--output: {output}: layout {to} is {expected}.")
+    layout, chosen = cast("Target", to), cast("Precision", precision)
+    check_dora_rank("--dora-rank", dora_rank, layout)
     check_new("--output", output)
     source = _lora_source(weights)
     family = load_family(model)
-    layout, chosen = cast("Target", to), cast("Precision", precision)
     metadata = {"t2i_family": family.facts.name, "t2i_model": public_model_name(model), "t2i_layout": to}
     exported = export_lora(
         source, output, family, layout=layout, precision=chosen, metadata=metadata, dora_rank=dora_rank

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from t2i import lora
-from t2i.errors import ModelError
+from t2i.errors import ConfigError, ModelError
 from t2i.export.card import sizes
 from t2i.export.factors import Adapter, Factors, check_adapter, largest_error
 from t2i.export.layouts import PEFT_PREFIX, Layout, ModelLayers, to_layout, to_tensors
@@ -76,22 +76,31 @@ def export_lora(
     target: a file; for layout `peft` a folder, with one of peft's per component, for `merged` one of the whole model.
     It is loaded into the family's pipeline before it gets its name, so `family` must be fresh. dora_rank: convert a
     DoRA to the nearest plain LoRA of that rank. A file that has the name is replaced. Raises ConfigError for a folder
-    that has it; ModelError for values that are not finite, an adapter that does nothing, modules that the layout has
-    no names for, and a file that does not arrive as it was sent.
+    that has it, and for a rank as `check_dora_rank` does; ModelError for values that are not finite, an adapter that
+    does nothing, modules that the layout has no names for, and a file that does not arrive as it was sent.
     """
     from t2i.export.whole import converted, export_merged
 
     check_no_folder(target)
+    check_dora_rank("dora_rank", dora_rank, layout)
     imported = read_adapter(source, ModelLayers.of(family.facts, family.pipeline))
     check_adapter(imported.adapter, str(source))
     adapter, lost = imported.adapter, 0.0
-    if dora_rank is not None and layout not in ("diffusers", "peft", "merged"):
+    if dora_rank is not None:
         adapter, lost = converted(adapter, family, dora_rank)
     if layout == "merged":
         exported = export_merged(adapter, target, family, precision=precision)
     else:
         exported = write_adapter(adapter, target, family, layout=layout, precision=precision, metadata=metadata)
     return replace(exported, read_from=imported.layout, conversion_error=lost)
+
+
+def check_dora_rank(option: str, rank: int | None, layout: Target) -> None:
+    """Raise ConfigError for a rank below 1, and for one where the adapter does not stay an adapter."""
+    if rank is not None and rank < 1:
+        raise ConfigError(f"{option}: {rank} is given; expected at least 1.")
+    if rank is not None and layout == "merged":
+        raise ConfigError(f"{option}: layout merged takes the whole change of a DoRA; leave it out.")
 
 
 def write_adapter(

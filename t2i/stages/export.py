@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from t2i.config import ModelPath
 from t2i.stages.base import Stage, StageContext
@@ -15,6 +15,9 @@ from t2i.stages.base import Stage, StageContext
 if TYPE_CHECKING:
     from t2i.export.adapter import Exported
     from t2i.families.base import ModelFamily
+
+_CONVERTED = ("kohya", "comfyui")
+"""Layouts for which `dora_rank` converts a DoRA."""
 
 
 class Export(Stage):
@@ -37,13 +40,23 @@ class Export(Stage):
     """`diffusers`, or `peft` for PixArt; `kohya` is what most interfaces read, `comfyui` has the authors' names;
     `merged` is the whole model with the adapter in its weights, as a diffusers folder."""
     dora_rank: int | None = Field(default=None, ge=1, le=4096)
-    """Convert a DoRA to the nearest plain LoRA of this rank, for layouts that know no DoRA; the error is reported."""
+    """Convert a DoRA to the nearest plain LoRA of this rank, for `kohya` and `comfyui`, which have no DoRA for every
+    model; the error is reported."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of the written weights; fp32 keeps every bit."""
     compare_from: str | None = None
     """A compare stage, whose scores without and with the adapter go into the files and the model card."""
     file_name: str = Field(default="", pattern=r"^([\w-][\w.-]*)?$")
     """Stem of the files; the recipe's name if empty."""
+
+    @model_validator(mode="after")
+    def _rank_is_used(self) -> Export:
+        if self.dora_rank is not None and not set(self.layouts) & set(_CONVERTED):
+            raise ValueError(
+                f"dora_rank: layouts {', '.join(self.layouts)} take a DoRA as it is; "
+                f"leave it out, or add {' or '.join(_CONVERTED)}"
+            )
+        return self
 
     def run(self, context: StageContext) -> dict[str, Any]:
         from t2i.stages.lineage import trained_over
@@ -52,8 +65,21 @@ class Export(Stage):
         source = context.input("weights_from")
         model = trained_model(source)
         if model is not None:
+            self._check_whole(source)
             return self._export_model(model, context.folder)
         return self._export_adapter(trained_adapter(source), trained_over([source]), context)
+
+    def _check_whole(self, source: Path) -> None:
+        """What a train stage made is known only now. Raises ConfigError for fields that a whole model passes over."""
+        from t2i.errors import ConfigError
+
+        fields = ("layouts", "dora_rank", "compare_from")
+        used = [name for name in fields if getattr(self, name) != type(self).model_fields[name].default]
+        if used:
+            raise ConfigError(
+                f"stage {self.label}: {', '.join(used)}: {source.name} trained a whole model, which is written as the "
+                "folder that it is; leave out what is for adapters."
+            )
 
     def _export_adapter(self, source: Path, base_folder: Path | None, context: StageContext) -> dict[str, Any]:
         """base_folder: of the model that an earlier stage trained and the adapter belongs to; None for `model`."""
@@ -116,7 +142,7 @@ class Export(Stage):
             layout=layout,  # pyright: ignore[reportArgumentType]
             precision=self.precision,
             metadata=metadata,
-            dora_rank=self.dora_rank,
+            dora_rank=self.dora_rank if layout in _CONVERTED else None,
         )
 
     def _export_model(self, source: Path, folder: Path) -> dict[str, Any]:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import tiny
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from tiny_adapters import CHECKPOINTS, saved
 from typer.testing import CliRunner, Result
 
 from t2i import cli
@@ -112,3 +115,61 @@ def test_extract_takes_one_whole_model(tmp_path: Path, source: Path) -> None:
 def test_files_to_merge_are_looked_for_before_the_model_is_loaded(tmp_path: Path, source: Path) -> None:
     refused = t2i("merge", source, "no.safetensors", "--model", "./nowhere", "--output", tmp_path / "a.safetensors")
     assert (refused.exit_code, refused.stderr) == (2, "DataError: no.safetensors: no such LoRA file.\n")
+
+
+@pytest.mark.parametrize(
+    ("layout", "rank", "complaint"),
+    [
+        ("diffusers", 0, "--dora-rank: 0 is given; expected at least 1."),
+        ("comfyui", -3, "--dora-rank: -3 is given; expected at least 1."),
+        ("merged", 2, "--dora-rank: layout merged takes the whole change of a DoRA; leave it out."),
+    ],
+)
+def test_a_rank_of_a_dora_that_cannot_be_followed_is_refused(
+    tmp_path: Path, source: Path, layout: str, rank: int, complaint: str
+) -> None:
+    output = tmp_path / ("whole" if layout == "merged" else "a.safetensors")
+    arguments = ("export", source, "--model", "./nowhere", "--to", layout, "--dora-rank", rank)
+    refused = t2i(*arguments, "--output", output)
+    assert (refused.exit_code, refused.stderr) == (2, f"ConfigError: {complaint}\n")
+
+
+def test_a_dora_is_converted_for_layouts_that_could_hold_it(tmp_path: Path) -> None:
+    source, output = saved(tmp_path / "dora.safetensors", "sd1", "dora"), tmp_path / "lora.safetensors"
+    arguments = ("export", source, "--model", CHECKPOINTS["sd1"](), "--to", "diffusers", "--dora-rank", 2)
+    done = t2i(*arguments, "--output", output)
+    assert (done.exit_code, "a LoRA in place of the DoRA" in done.stdout) == (0, True), done.output
+    tensors = load_file(output)
+    assert {value.shape[0] for key, value in tensors.items() if ".lora_A." in key} == {2}
+    assert not [key for key in tensors if "magnitude" in key]
+
+
+def test_a_stage_converts_a_dora_where_its_description_says_so(tmp_path: Path) -> None:
+    (tmp_path / "train/adapter").mkdir(parents=True)
+    saved(tmp_path / "train/adapter/pytorch_lora_weights.safetensors", "sd1", "dora")
+    fields = {"model": str(CHECKPOINTS["sd1"]()), "layouts": ["diffusers", "kohya"], "dora_rank": 2}
+    tiny.run_stage(Export, tmp_path / "export", fields, {"weights_from": tmp_path / "train"})
+    for layout, holds_dora in (("diffusers", True), ("kohya", False)):
+        keys = load_file(tmp_path / f"export/test.{layout}.safetensors")
+        assert any("dora" in key or "magnitude" in key for key in keys) == holds_dora
+
+
+def test_a_stage_refuses_a_rank_of_a_dora_that_nothing_would_be_converted_to() -> None:
+    with pytest.raises(ValidationError, match=r"dora_rank: layouts diffusers, merged take a DoRA as it is"):
+        tiny.from_recipe(Export, {"weights_from": "train", "layouts": ["diffusers", "merged"], "dora_rank": 4})
+    tiny.from_recipe(Export, {"weights_from": "train", "layouts": ["diffusers", "comfyui"], "dora_rank": 4})
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"layouts": ["kohya", "comfyui"]}, "layouts"),
+        ({"layouts": ["kohya"], "dora_rank": 4}, "layouts, dora_rank"),
+        ({"compare_from": "compare"}, "compare_from"),
+    ],
+)
+def test_a_whole_model_refuses_fields_for_adapters(tmp_path: Path, fields: dict[str, object], named: str) -> None:
+    (tmp_path / "train/model").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=f"stage export: {named}: train trained a whole model, .* leave"):
+        tiny.run_stage(Export, tmp_path / "export", fields, {"weights_from": tmp_path / "train"})
+    assert not list((tmp_path / "export").iterdir())
