@@ -108,21 +108,23 @@ def show(value: JsonValue) -> str:
 def apply_overrides(document: Document, overrides: Sequence[str], roots: Mapping[str, Key]) -> Document:
     """A copy with every `path.to.key=value` set. roots: what a path may begin with -> where that stands.
 
-    Mistakes are added to the copy's problems. The place of an overridden value is the argument itself.
+    Mistakes are added to the copy's problems; one that would undo another is one. The place of an overridden value is
+    the argument itself.
     """
     data, places, problems = copy.deepcopy(document.data), dict(document.places), list(document.problems)
-    seen: set[Key] = set()
+    given: dict[Key, str] = {}
     for argument in overrides:
         place = Place(f"command line: {argument}")
         try:
             key, value = _parse_override(argument, roots)
-            if key in seen:
-                raise ValueError("is set twice")
+            undone = [earlier for known, earlier in given.items() if known[: len(key)] == key]
+            if undone:
+                raise ValueError(f"would undo {', '.join(undone)}; give only one of them")
             set_value(data, [str(part) for part in key], value)
         except ValueError as error:
             problems.append(Problem(place, argument.partition("=")[0], str(error)))
             continue
-        seen.add(key)
+        given[key] = argument
         places = {known: at for known, at in places.items() if known[: len(key)] != key} | {key: place}
     return Document(data, places, tuple(problems))
 

@@ -236,9 +236,25 @@ def test_a_wrong_override_is_named_as_it_was_typed(tmp_path: Path, override: str
     assert message in problem
 
 
-def test_the_same_override_twice_is_a_mistake(tmp_path: Path) -> None:
-    _, problems = overridden(tmp_path, "seed=1", "seed=2")
-    assert problems == ["command line: seed=2  seed: is set twice"]
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("seed=1", "seed=2"),
+        ("train.trained.rank=8", "train.trained={alpha: 4}"),
+        ("train.sizes.0=5", "train.sizes=[3]"),
+        ("train.steps=5", "stages.0={type: train}"),
+    ],
+)
+def test_an_override_that_undoes_an_earlier_one_is_a_mistake(tmp_path: Path, first: str, second: str) -> None:
+    _, problems = overridden(tmp_path, first, second)
+    key = second.partition("=")[0]
+    assert problems == [f"command line: {second}  {key}: would undo {first}; give only one of them"]
+
+
+def test_an_override_may_go_on_from_an_earlier_one(tmp_path: Path) -> None:
+    data, problems = overridden(tmp_path, "train.trained={alpha: 4}", "train.trained.rank=8", "train.sizes.0=5")
+    assert problems == []
+    assert data["stages"] == [{"type": "train", "steps": 1, "sizes": [5, 2], "trained": {"alpha": 4, "rank": 8}}]
 
 
 def test_the_place_of_an_overridden_value_is_the_command_line(tmp_path: Path) -> None:
