@@ -121,7 +121,7 @@ def init_command(
 def generate_command(
     model: Annotated[str, typer.Option("--model", help="Hub id or folder of the model.")],
     prompts: Annotated[
-        str | None, typer.Argument(help="A file with one prompt a line, or .jsonl with `prompt`; or give --suite.")
+        str | None, typer.Argument(help="A .txt with a prompt a line, or a .jsonl with `prompt`; or give --suite.")
     ] = None,
     suite: Annotated[
         str | None, typer.Option("--suite", help="A suite: compositional, or a published one as NAME=FILE.")

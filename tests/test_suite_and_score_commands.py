@@ -111,3 +111,10 @@ def test_scoring_finishes_past_all_that_is_broken_and_strict_says_no(tmp_path: P
     }  # fmt: skip
     assert "prompts cut by clip_score" in page.read_text()
     assert t2i(*arguments, "--strict").exit_code == 1
+
+
+def test_generate_refuses_a_prompt_file_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "prompts.json").write_text('["a cat"]')
+    found = t2i("generate", tmp_path / "prompts.json", "--model", "somebody/model")
+    assert found.exit_code == 2
+    assert found.stderr.endswith("prompts.json': expected a .txt with a prompt a line, or a .jsonl with `prompt`\n")

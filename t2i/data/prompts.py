@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from t2i.config import FrozenModel, LocalPath, ModelPath
 from t2i.errors import DataError
@@ -27,11 +27,18 @@ class PromptList(FrozenModel):
 
 
 class PromptFile(FrozenModel):
-    """A text file with one prompt a line, or a .jsonl file with `prompt` and optionally `id` and `category`."""
+    """A .txt file with one prompt a line, or a .jsonl file with `prompt` and optionally `id` and `category`."""
 
     type: Literal["file"] = "file"
     path: LocalPath
     """The file."""
+
+    @field_validator("path")
+    @classmethod
+    def _is_of_a_known_kind(cls, path: str) -> str:
+        if Path(path).suffix.lower() not in (".txt", ".jsonl"):
+            raise ValueError(f"{path!r}: expected a .txt with a prompt a line, or a .jsonl with `prompt`")
+        return path
 
     def read(self, seed: int) -> list[Prompt]:
         """The file's prompts. Raises DataError for an empty file, bad rows and repeated ids."""
@@ -41,7 +48,7 @@ class PromptFile(FrozenModel):
             lines = path.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
-        parse = _parse_object if path.suffix == ".jsonl" else _parse_line
+        parse = _parse_object if path.suffix.lower() == ".jsonl" else _parse_line
         prompts = [parse(line.strip(), number, path) for number, line in enumerate(lines, 1) if line.strip()]
         if not prompts:
             raise DataError(f"{path}: no prompt.")
@@ -128,4 +135,13 @@ def _parse_object(line: str, number: int, path: Path) -> Prompt:
         raise DataError(f"{path}:{number}: expected a JSON object with a 'prompt'; found {line[:60]!r}.") from error
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{path}:{number}: the prompt is empty or not text.")
-    return Prompt(str(row.get("id", f"{number:06d}")), text, str(row.get("category", "")))
+    where = f"{path}:{number}"
+    return Prompt(_word(row, "id", where) or f"{number:06d}", text, _word(row, "category", where))
+
+
+def _word(row: dict[str, object], key: str, where: str) -> str:
+    """Text or a whole number as text; empty where there is none."""
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise DataError(f"{where}: the {key} is {value!r}; expected text.")
+    return "" if value is None else str(value)

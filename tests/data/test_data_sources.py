@@ -118,6 +118,15 @@ def test_prompts_of_a_jsonl_file_keep_their_ids_and_categories(tmp_path: Path) -
     first, second = prompt_file(tmp_path, lines, "prompts.jsonl").read(0)
     assert (first.id, first.text, first.category) == ("7", "a cat", "animals")
     assert (second.text, second.category) == ("a cup", "")
+    lines = '{"prompt": "a cat", "id": null, "category": null}\n{"prompt": "a cup", "category": 2}\n'
+    prompts = prompt_file(tmp_path, lines, "prompts.JSONL").read(0)
+    assert [(prompt.id, prompt.category) for prompt in prompts] == [("000001", ""), ("000002", "2")]
+
+
+@pytest.mark.parametrize("name", ["prompts.json", "prompts.csv", "prompts"])
+def test_a_prompt_file_of_another_kind_is_no_prompts(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValidationError, match=f"'.*{name}': expected a .txt with a prompt a line, or a .jsonl"):
+        prompt_file(tmp_path, '["a cat"]', name)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +138,8 @@ def test_prompts_of_a_jsonl_file_keep_their_ids_and_categories(tmp_path: Path) -
         ('{"prompt": " "}\n', r"prompts\.jsonl:1: the prompt is empty"),
         ('{"prompt": 3}\n', r"prompts\.jsonl:1: the prompt is empty or not text"),
         ('{"prompt": "a", "id": 1}\n{"prompt": "b", "id": "1"}\n', r"prompts\.jsonl: prompt ids repeat"),
+        ('{"prompt": "a", "category": ["b"]}\n', r"prompts\.jsonl:1: the category is \['b'\]; expected text"),
+        ('{"prompt": "a", "id": true}\n', r"prompts\.jsonl:1: the id is True; expected text"),
         ("\n\n", r"prompts\.jsonl: no prompt"),
     ],
 )
