@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from pydantic import ValidationError
 
 from t2i.errors import ConfigError, DataError
-from t2i.files import check_new
+from t2i.files import check_file, check_folder, check_new
 from t2i.resources import PACKAGE_PREFIX, resolve_path
 
 if TYPE_CHECKING:
@@ -105,9 +105,12 @@ def score(
             f"{generations}: holds no {GENERATIONS_FILE}; expected the folder of a finished generate stage."
         )
     rows = list(read_jsonl(generations / GENERATIONS_FILE, GeneratedImage))
-    output.mkdir(parents=True, exist_ok=True)
+    check_folder("--output", output)
+    if report is not None:
+        check_file("--report", report)
     specs = scorer_specs(",".join(scorers), options)
     loaded = load_all([{key: _installed(value) for key, value in spec.items()} for spec in specs])
+    output.mkdir(parents=True, exist_ok=True)
     pairing = Pairing(
         images=tuple(generations / row.image for row in rows),
         prompts=tuple(row.prompt.strip() or None for row in rows),
@@ -120,6 +123,7 @@ def score(
     if report is not None:
         from rewards.report import collect, write_report
 
+        report.parent.mkdir(parents=True, exist_ok=True)
         write_report(collect([table]), report)
     return table
 

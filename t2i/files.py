@@ -34,6 +34,13 @@ def check_folder(option: str, path: Path) -> None:
         raise ConfigError(f"{option}: {nearest} is no folder, and nothing can be written into it; write elsewhere.")
 
 
+def check_file(option: str, path: Path) -> None:
+    """Raise ConfigError unless `path` is a file, or can be made one. Makes nothing."""
+    if path.is_dir():
+        raise ConfigError(f"{option}: {path} is a folder; expected a file.")
+    check_folder(option, path.parent)
+
+
 def check_no_folder(path: Path) -> None:
     """Raise ConfigError rather than let a folder be replaced: what it holds is not known."""
     if path.is_dir():

@@ -118,3 +118,45 @@ def test_generate_refuses_a_prompt_file_of_another_kind(tmp_path: Path) -> None:
     found = t2i("generate", tmp_path / "prompts.json", "--model", "somebody/model")
     assert found.exit_code == 2
     assert found.stderr.endswith("prompts.json': expected a .txt with a prompt a line, or a .jsonl with `prompt`\n")
+
+
+@pytest.fixture
+def generations(tmp_path: Path) -> Path:
+    """The folder of a finished generate stage with one image."""
+    folder = tmp_path / "generate"
+    (folder / "images").mkdir(parents=True)
+    Image.new("RGB", (8, 8), (9, 0, 0)).save(folder / "images/0.png")
+    write_jsonl(folder / "generations.jsonl", [GeneratedImage("0", "a red circle", 0, "images/0.png", 0, "")])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--scorers", "brightnes"), "unknown scorer 'brightnes'; did you mean 'brightness'?"),
+        (("--option", "brightness.size=1"), "brightness has no option 'size'"),
+        (("--output", "a file"), "--output: a file is no folder"),
+        (("--output", "a file/scores"), "--output: a file is no folder"),
+        (("--report", "."), "--report: . is a folder; expected a file"),
+        (("--report", "a file/page.html"), "--report: a file is no folder"),
+    ],
+)
+def test_score_makes_nothing_before_all_is_known_to_be_right(
+    tmp_path: Path, generations: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], complaint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    # The last of several values of an option counts.
+    found = t2i("score", generations, "--scorers", "brightness", "--output", "scores", *arguments)
+    assert (found.exit_code, found.stderr.count("\n")) == (2, 1), found.output
+    assert complaint in found.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_score_makes_the_folders_that_it_writes_to(tmp_path: Path, generations: Path) -> None:
+    output, page = tmp_path / "new/scores", tmp_path / "new/pages/page.html"
+    found = t2i("score", generations, "--scorers", "brightness", "--output", output, "--report", page)
+    assert found.exit_code == 0, found.output
+    assert (output / "scores.jsonl").is_file()
+    assert page.is_file()
