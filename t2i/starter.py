@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from t2i.captioners import FilesCaptioner
 from t2i.data.images import list_images
 from t2i.errors import ConfigError, DataError, ModelError
-from t2i.files import write_text
+from t2i.files import check_new, write_text
+from t2i.recipe import is_safe_name
 from t2i.resources import resolve_path
 
 _TEMPLATE = """\
@@ -126,10 +128,12 @@ def write_starter(folder: str, model: str, output: Path) -> str:
     """Write a commented recipe for a folder of pictures and a model; returns what was found, for the screen.
 
     The model's family and size are read from its files. Raises DataError if the folder holds no pictures, ModelError
-    for a local checkpoint that cannot be trained, and ConfigError rather than overwrite a file.
+    for a local checkpoint that cannot be trained, and ConfigError rather than overwrite a file, or for a file whose
+    name no recipe can have.
     """
-    if output.exists():
-        raise ConfigError(f"{output} exists; move it away, or write elsewhere with --output.")
+    if not is_safe_name(output.stem):
+        raise ConfigError(f"--output: {output}: a recipe has the name of its file; use letters, digits, _ and -.")
+    check_new("--output", output)
     if not Path(folder).expanduser().is_dir():
         raise DataError(f"{folder}: no such folder; name the one that holds your pictures.")
     pictures = list_images(Path(folder).expanduser())
@@ -146,7 +150,7 @@ def write_starter(folder: str, model: str, output: Path) -> str:
         folder_plain=folder,
         model=json.dumps(model),
         model_plain=model,
-        output=output,
+        output=shlex.quote(str(output)),
         found=found,
         prompts="\n".join(f"        - {json.dumps(prompt, ensure_ascii=False)}" for prompt in prompts),
         **_family_lines(recognised),

@@ -205,13 +205,28 @@ def test_init_writes_a_recipe_that_plans(tmp_path: Path, monkeypatch: pytest.Mon
     names = [line.split()[1] for line in t2i("plan", "recipe.yaml").stdout.splitlines()]
     assert names == ["caption", "filter", "train", "before", "after", "export"]
     again = t2i("init", "my pictures", "--model", "org/model")
-    assert (again.exit_code, again.stderr[:32]) == (2, "ConfigError: recipe.yaml exists;")
+    assert (again.exit_code, again.stderr[:42]) == (2, "ConfigError: --output: recipe.yaml exists;")
     assert t2i("init", "nowhere", "--model", "org/model", "--output", "b.yaml").exit_code == 2
-    assert t2i("init", "my pictures", "--model", "org/model", "--output", "new/my recipe.yaml").stdout.endswith(
-        "then t2i plan 'new/my recipe.yaml'.\n"
+    assert t2i("init", "my pictures", "--model", "org/model", "--output", "my new/recipe.yaml").stdout.endswith(
+        "then t2i plan 'my new/recipe.yaml'.\n"
     )
+    assert "#     t2i run 'my new/recipe.yaml'  " in (tmp_path / "my new/recipe.yaml").read_text()
+    assert t2i("plan", "my new/recipe.yaml").exit_code == 0
     blocked = t2i("init", "my pictures", "--model", "org/model", "--output", "recipe.yaml/b.yaml")
-    assert (blocked.exit_code, blocked.stderr) == (1, "FileExistsError: recipe.yaml: File exists\n")
+    assert (blocked.exit_code, blocked.stderr[:47]) == (2, "ConfigError: --output: recipe.yaml is no folder")
+
+
+@pytest.mark.parametrize("name", ["my recipe.yaml", ".yaml", "größe.yaml", "new/a b.yaml"])
+def test_init_refuses_a_name_that_no_recipe_can_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures/a.png")
+    refused = t2i("init", "pictures", "--model", "org/model", "--output", name)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1), refused.output
+    assert refused.stderr.startswith(f"ConfigError: --output: {name}: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 
 @pytest.mark.parametrize(
