@@ -13,6 +13,7 @@ from rewards.base import Reward
 from rewards.catalogue import markdown_table
 from rewards.console import comparison_lines, defect_lines, finding_lines, mean_lines
 from rewards.errors import InputError, RewardError
+from rewards.failures import ReportingGroup
 from rewards.folder import score_folder
 from rewards.options import scorer_specs
 from rewards.prompts import Pairing, pair_prompts, read_prompts
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rewards.suites import Suite
 
 app = typer.Typer(
+    cls=ReportingGroup,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -33,6 +35,13 @@ app = typer.Typer(
 
 ReportOption = Annotated[Path | None, typer.Option(help="HTML page to write, with everything in one file.")]
 _ASKING = ("dsg", "pn_vqa", "tifa")
+
+
+@app.callback()
+def _options(
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error arose in the code.")] = False,
+) -> None:
+    """`traceback` is read by ReportingGroup."""
 
 
 @app.command("list")

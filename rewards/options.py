@@ -28,6 +28,8 @@ def scorer_specs(rewards: str, options: Sequence[str]) -> list[dict[str, object]
             raise InputError(f"--option {text!r}: expected scorer.key=value, such as clip_score.model=PATH.")
         if name not in specs:
             raise InputError(f"--option {text!r}: {name!r} is not among --rewards ({', '.join(specs)}).")
+        if key == "name":
+            raise InputError(f"--option {text!r}: 'name' is no option: what scores is said by --rewards.")
         specs[name][key] = _value(value)
     return list(specs.values())
 

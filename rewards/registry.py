@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TypeAlias
 
 from rewards.base import DifferentiableReward, Reward
-from rewards.errors import InputError, MissingDependencyError
+from rewards.errors import InputError, MissingDependencyError, RewardError
 
 RewardSpec: TypeAlias = str | Mapping[str, object]
 """A registered name, "module:Class", or either as {"name": ..., option: value, ...}."""
@@ -67,8 +67,20 @@ def load(spec: RewardSpec, device: str = "cpu") -> Reward:
     lacking = [key for key in required_options(name) if key not in options]
     if lacking:
         raise InputError(f"{name} needs the option {lacking[0]!r}; give {{'name': '{name}', '{lacking[0]}': ...}}.")
-    reward = scorer_class(**options, **({"device": device} if "device" in accepted else {}))
-    return _checked(reward, name)
+    return _checked(_made(scorer_class, name, options, {"device": device} if "device" in accepted else {}), name)
+
+
+def _made(scorer_class: type, name: str, options: dict[str, object], device: dict[str, str]) -> object:
+    """The scorer. What it makes of an option of the wrong kind, such as text for a number, is an InputError."""
+    try:
+        return scorer_class(**options, **device)
+    except RewardError:
+        raise
+    except (TypeError, ValueError) as error:
+        if not options:
+            raise
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise InputError(f"{name} cannot be made with {given}: {str(error).partition(chr(10))[0]}.") from error
 
 
 def required_options(name: str) -> tuple[str, ...]:

@@ -242,6 +242,45 @@ def test_an_interruption_says_how_to_go_on(tmp_path: Path, command: Command, mak
     assert "the same command goes on from here" in err
 
 
+class Failing(Mortal):
+    """A scorer of one's own that has a fault."""
+
+    def score(self, images: Sequence, prompts: Sequence[str] | None = None) -> np.ndarray:
+        raise ZeroDivisionError("nothing planned for this\nand a second line")
+
+
+def test_a_fault_in_a_scorer_is_one_line_unless_its_traceback_is_wanted(
+    tmp_path: Path, command: Command, make_image: Callable[..., Image.Image]
+):
+    make_image(1).save(tmp_path / "a.png")
+    arguments = ("score", tmp_path, "--rewards", f"{__name__}:Failing")
+    assert command(*arguments) == (
+        1,
+        "",
+        "Error: unexpected ZeroDivisionError: nothing planned for this (rewards --traceback ... shows where)\n",
+    )
+    code, out, err = command("--traceback", *arguments)
+    assert (code, out) == (1, "")
+    assert "Traceback" in err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("clip_iqa.batch_size=abc", "clip_iqa cannot be made with batch_size='abc': "),
+        ("clip_iqa.aspect=[1]", "clip_iqa cannot be made with aspect=[1]: "),
+        ("clip_iqa.name=brightness", "'name' is no option: what scores is said by --rewards"),
+    ],
+)
+def test_an_option_of_the_wrong_kind_is_wrong_input(
+    tmp_path: Path, command: Command, make_image: Callable[..., Image.Image], option: str, message: str
+):
+    make_image(1).save(tmp_path / "a.png")
+    code, out, err = command("score", tmp_path, "--rewards", "clip_iqa", "--option", option)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert message in err
+
+
 def test_two_sets_are_compared_from_their_files(tmp_path: Path, command: Command):
     for name, level in (("dark", 40), ("light", 90)):
         folder = tmp_path / name
