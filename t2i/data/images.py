@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from t2i.errors import DataError
 from t2i.records import CaptionedImage
@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 MASK_ENDING = ".mask.png"
 """`picture.mask.png` is the mask of `picture.jpg` beside it."""
-_ORIENTATION = 0x0112
+ORIENTATION = 0x0112
+"""Tag of Exif."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Orientation -> what makes the image upright (Exif 2.32, tag 274)."""
 MAX_PIXELS = 200_000_000
 """Larger images are refused before decoding."""
 
@@ -52,12 +63,12 @@ def open_image(path: Path) -> Image.Image:
 
     Raises DataError for a missing, unreadable or over-large file.
     """
-    return _opened(path, lambda image: to_rgb(ImageOps.exif_transpose(image)))
+    return _opened(path, lambda image: _upright(image, to_rgb(image)))
 
 
 def open_grey(path: Path) -> Image.Image:
     """As `open_image`, 8-bit grey: a mask."""
-    return _opened(path, lambda image: to_rgb(ImageOps.exif_transpose(image)).convert("L"))
+    return _opened(path, lambda image: _upright(image, to_rgb(image).convert("L")))
 
 
 def seen_size(path: Path) -> tuple[int, int]:
@@ -79,9 +90,21 @@ def image_suffix(data: bytes, where: str) -> str:
     return names[found]
 
 
+def orientation(image: Image.Image) -> int:
+    """How an opened image has still to be turned, by its Exif: 1 (not at all) to 8. What is no number of these is 1."""
+    # Pillow turns a TIFF itself, its size already when it is opened.
+    found = 1 if image.format == "TIFF" else image.getexif().get(ORIENTATION, 1)
+    return found if found in _TURNS else 1
+
+
+def _upright(file: Image.Image, pixels: Image.Image) -> Image.Image:
+    """Pixels of a file, turned. Unlike Pillow's exif_transpose it writes no Exif, which fails where that is damaged."""
+    turn = _TURNS.get(orientation(file))
+    return pixels if turn is None else pixels.transpose(turn)
+
+
 def _turned_size(image: Image.Image) -> tuple[int, int]:
-    sideways = image.getexif().get(_ORIENTATION, 1) >= 5
-    return (image.height, image.width) if sideways else image.size
+    return (image.height, image.width) if orientation(image) >= 5 else image.size
 
 
 _Seen = TypeVar("_Seen")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from t2i.data.images import crop_to, list_images, open_image, to_pixels
+from t2i.data.images import crop_to, list_images, open_image, seen_size, to_pixels
 from t2i.errors import DataError
 
 # Two rows of three pixels, all different.
@@ -46,6 +47,39 @@ def test_image_is_turned_as_its_exif_says(tmp_path: Path, orientation: int, expe
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert np.array_equal(saved(tmp_path, Image.fromarray(PIXELS), exif=exif), expected)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.webp"])
+def test_size_from_the_header_is_that_of_the_opened_image(tmp_path: Path, name: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (40, 20)).save(tmp_path / name, exif=exif)
+    expected = (20, 40) if orientation in (5, 6, 7, 8) else (40, 20)
+    assert open_image(tmp_path / name).size == seen_size(tmp_path / name) == expected
+
+
+DAMAGED_EXIF = {
+    "compression as a fraction": (">HHII", 0x0103, 5, 1, 8),
+    "resolution as text": (">HHI4s", 0x011A, 2, 4, b"72 \0"),
+    "maker as a float": (">HHIf", 0x010F, 11, 1, 1.0),
+    "place of the GPS data beyond the end": (">HHII", 0x8825, 4, 1, 0xFFFF),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("field", DAMAGED_EXIF.values(), ids=DAMAGED_EXIF)
+def test_image_is_turned_although_other_parts_of_its_exif_are_damaged(tmp_path: Path, field: tuple) -> None:
+    fields = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(*field)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + fields + bytes(4)
+    assert np.array_equal(saved(tmp_path, Image.fromarray(PIXELS), exif=exif), np.rot90(PIXELS, -1))
+    assert seen_size(tmp_path / "a.png") == (2, 3)
+
+
+def test_orientation_that_is_no_number_turns_nothing(tmp_path: Path) -> None:
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHI4s", 8, 1, 0x0112, 2, 4, b"6\0\0\0") + bytes(4)
+    assert np.array_equal(saved(tmp_path, Image.fromarray(PIXELS), exif=exif), PIXELS)
+    assert seen_size(tmp_path / "a.png") == (3, 2)
 
 
 def test_transparency_is_laid_over_white(tmp_path: Path) -> None:

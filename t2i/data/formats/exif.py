@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 from t2i.errors import DataError
 
-_ORIENTATION = 0x0112
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_DROPPED = {b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME"}
 _SOS, _EOI = 0xDA, 0xD9
@@ -40,12 +39,14 @@ def _orientation(data: bytes) -> bytes:
 
     from PIL import Image
 
+    from t2i.data.images import ORIENTATION, orientation
+
     with Image.open(io.BytesIO(data)) as image:
-        turn = image.getexif().get(_ORIENTATION, 1)
+        turn = orientation(image)
     if turn == 1:
         return b""
     exif = Image.Exif()
-    exif[_ORIENTATION] = turn
+    exif[ORIENTATION] = turn
     return exif.tobytes().removeprefix(b"Exif\0\0")
 
 
