@@ -83,7 +83,8 @@ def seen_size_of(data: bytes, where: str) -> tuple[int, int]:
 
 def image_suffix(data: bytes, where: str) -> str:
     """Ending of the format that a file's bytes are of. Raises DataError for no image, or a format not of the list."""
-    names = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
+    # MPO: a JPEG with a further picture behind it, as phones write for depth; readers of JPEG see the first.
+    names = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
     found = _opened(io.BytesIO(data), lambda image: image.format or "", where)
     if found not in names:
         raise DataError(f"{where}: an image of the format {found}; known: {', '.join(names)}.")

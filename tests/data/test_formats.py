@@ -26,7 +26,7 @@ from t2i.data.formats.json_files import write_captions_json, write_kohya
 from t2i.data.formats.metadata import write_metadata
 from t2i.data.formats.sidecars import write_sidecars
 from t2i.data.formats.tars import write_webdataset
-from t2i.data.images import content_id
+from t2i.data.images import content_id, open_image
 from t2i.data.sources import CaptionsJsonSource, HubSource, KohyaSource, MetadataSource, WebdatasetSource
 from t2i.errors import DataError
 from t2i.records import Caption, CaptionedImage
@@ -436,6 +436,18 @@ def test_faults_of_tars_are_named_by_file_and_member(tmp_path: Path, files: dict
     write_tar(tmp_path / "set/00.tar", files)
     with pytest.raises(DataError, match=f"(?s){complaint}"):
         read(WebdatasetSource(path=str(tmp_path / "set")), tmp_path / "run")
+
+
+def test_jpeg_with_a_second_picture_is_stored_as_the_jpeg_that_its_first_is(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    second = Image.new("RGB", (9, 7), "blue")
+    Image.new("RGB", (9, 7), "red").save(file, "MPO", save_all=True, append_images=[second])
+    write_tar(tmp_path / "set/00.tar", {"a.jpg": file.getvalue()})
+    [row] = read(WebdatasetSource(path=str(tmp_path / "set")), tmp_path / "run")
+    assert row.image.endswith(".jpg")
+    assert (tmp_path / "run" / row.image).read_bytes() == file.getvalue()
+    red, _, blue = open_image(tmp_path / "run" / row.image).split()
+    assert (min(red.get_flattened_data()), max(blue.get_flattened_data())) == (254, 0)
 
 
 def test_links_and_compressed_archives_are_refused(tmp_path: Path) -> None:
