@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from t2i.data.colour import is_opaque, to_grey, to_rgb
 from t2i.errors import DataError
 from t2i.records import CaptionedImage
 from t2i.resources import files_in
@@ -67,8 +68,19 @@ def open_image(path: Path) -> Image.Image:
 
 
 def open_grey(path: Path) -> Image.Image:
-    """As `open_image`, 8-bit grey: a mask."""
-    return _opened(path, lambda image: _upright(image, to_rgb(image).convert("L")))
+    """A mask as 8-bit grey, turned as an image is.
+
+    Raises DataError as `open_image`, and for transparency: what white on nothing means, every tool says otherwise.
+    """
+
+    def look(image: Image.Image) -> Image.Image:
+        if not is_opaque(image):
+            raise DataError(
+                f"{path}: has transparency; a mask is grey, white where the loss looks. Flatten it over black."
+            )
+        return _upright(image, to_grey(image))
+
+    return _opened(path, look)
 
 
 def seen_size(path: Path) -> tuple[int, int]:
@@ -124,18 +136,6 @@ def _opened(place: Path | io.BytesIO, look: Callable[[Image.Image], _Seen], name
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: cannot be read as an image ({error}); repair or remove it.") from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB: 16-bit grey is scaled down, transparency is laid over white. Raises ValueError for 32-bit grey."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray(np.rint(np.asarray(image) / 257.0).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode} has no agreed range in RGB; convert it to 8 or 16 bits first")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert("RGB")
 
 
 def crop_to(image: Image.Image, width: int, height: int, name: str) -> Image.Image:

@@ -101,6 +101,8 @@ def test_palette_and_its_transparent_colour(tmp_path: Path) -> None:
     image.putpixel((1, 0), 1)
     assert saved(tmp_path, image)[0].tolist() == [[255, 0, 0], [0, 0, 255]]
     assert saved(tmp_path, image, transparency=1)[0].tolist() == [[255, 0, 0], [255, 255, 255]]
+    # A degree for each colour: 255 * (1 - 51 / 255) = 204 of white.
+    assert saved(tmp_path, image, transparency=bytes([51, 255]))[0].tolist() == [[255, 204, 204], [0, 0, 255]]
 
 
 def test_rgb_with_a_transparent_colour(tmp_path: Path) -> None:
@@ -124,6 +126,22 @@ def test_sixteen_bit_grey_is_scaled_down(tmp_path: Path, name: str) -> None:
 def test_dark_sixteen_bit_image_stays_dark(tmp_path: Path, name: str) -> None:
     values = np.array([[0, 100, 255]], dtype=np.uint16)
     assert saved(tmp_path, Image.fromarray(values), name).max() <= 1
+
+
+def test_sixteen_bit_grey_with_a_transparent_value(tmp_path: Path) -> None:
+    values = np.array([[0, 300, 65535]], dtype=np.uint16)
+    assert saved(tmp_path, Image.fromarray(values), transparency=300)[0, :, 0].tolist() == [0, 255, 255]
+
+
+def test_twelve_bit_grey_is_scaled_by_its_own_range(tmp_path: Path) -> None:
+    # Pillow writes no 12 bits: four pixels of 0, 2056, 4095 and 16, first bit first.
+    data = bytes.fromhex("000808fff010")
+    numbers = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(data)}
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, number) for tag, number in numbers.items())
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    (tmp_path / "a.tif").write_bytes(head + data + struct.pack("<H", len(numbers)) + fields + bytes(4))
+    # 2056 * 255 / 4095 = 128.03, 16 * 255 / 4095 = 0.996
+    assert np.asarray(open_image(tmp_path / "a.tif"))[0, :, 0].tolist() == [0, 128, 255, 1]
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])

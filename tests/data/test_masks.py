@@ -102,3 +102,29 @@ def test_mask_that_leaves_nothing_is_refused(record: CaptionedImage) -> None:
     with pytest.raises(DataError, match="black all over the part that is trained on"):
         latent_mask(path, view(record, (16, 16)), (2, 2), 0.0)
     assert torch.equal(latent_mask(path, view(record, (16, 16)), (2, 2), 0.25), torch.full((1, 2, 2), 0.25))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_mask_with_transparency_is_refused_as_it_could_mean_two_things(record: CaptionedImage, mode: str) -> None:
+    path = save_mask(record)
+    mask = Image.new(mode, (32, 16), "white")
+    mask.putalpha(Image.fromarray(COLUMNS))
+    mask.save(path)
+    with pytest.raises(DataError, match=r"0000\.mask\.png: has transparency.*Flatten it over black"):
+        latent_mask(path, view(record, (32, 16)), (2, 4), 0.0)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16"])
+def test_mask_is_grey_of_any_mode(record: CaptionedImage, mode: str) -> None:
+    path = save_mask(record)
+    is_deep = mode == "I;16"
+    mask = Image.fromarray(COLUMNS.astype(np.uint16) * 257) if is_deep else Image.fromarray(COLUMNS).convert(mode)
+    mask.save(path)
+    assert latent_mask(path, view(record, (32, 16)), (2, 4), 0.0)[0].tolist() == [[1, 0.5, 0, 0]] * 2
+
+
+def test_mask_with_a_transparent_colour_is_refused(record: CaptionedImage) -> None:
+    path = save_mask(record)
+    Image.fromarray(COLUMNS).save(path, transparency=0)
+    with pytest.raises(DataError, match="has transparency"):
+        latent_mask(path, view(record, (32, 16)), (2, 4), 0.0)
