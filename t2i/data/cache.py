@@ -24,7 +24,7 @@ from t2i.files import write_tensors, write_text
 if TYPE_CHECKING:
     from t2i.families.base import ModelFamily
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 """Part of every identity. Bump when the same settings would be encoded to something else."""
 KEYS = "keys"
 OPEN_FILES = 10_000

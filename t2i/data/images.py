@@ -60,7 +60,7 @@ def _is_mask(path: Path, pictured: set[Path]) -> bool:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The image as RGB, turned as its EXIF orientation says, alpha laid over white.
+    """The image as sRGB, turned as its EXIF orientation says, alpha laid over white; see `to_rgb` for colour profiles.
 
     Raises DataError for a missing, unreadable or over-large file.
     """
