@@ -16,7 +16,7 @@ from t2i import processes
 from t2i.data.buckets import BucketPlan
 from t2i.data.cache import RowCache, image_identity, key_array, row_key, text_identity
 from t2i.data.images import content_id, crop_to, open_image, to_pixels
-from t2i.data.masks import latent_mask, mask_path
+from t2i.data.masks import check_mask_names, latent_mask, mask_path
 from t2i.data.settings import MaskSettings
 from t2i.data.views import View, Views
 from t2i.encoder_texts import EncoderPrompt
@@ -124,9 +124,14 @@ def _first_of_equal(keys: np.ndarray, indices: np.ndarray) -> np.ndarray:
 
 
 def view_keys(framing: Framing) -> tuple[np.ndarray, np.ndarray]:
-    """Index of each record's first view, uint32 [n + 1], and the keys of all views in order, int64 [views, 2]."""
+    """Index of each record's first view, uint32 [n + 1], and the keys of all views in order, int64 [views, 2].
+
+    Raises DataError for a mask that is missing, or lies beside two images of its name.
+    """
     count = len(framing.records)
     first, keys = np.zeros(count + 1, np.uint32), bytearray()
+    if framing.masks is not None and framing.masks.column is None:
+        check_mask_names(row.image for row in framing.records)
     for number, row in enumerate(framing.records):
         views = framing.views.count(row) if framing.plan.of_record[number] >= 0 else 0
         mask = mask_path(row, framing.masks) if framing.masks and views else None

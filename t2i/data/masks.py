@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from t2i.data.images import MASK_ENDING, open_grey
+from t2i.data.images import IMAGE_SUFFIXES, MASK_ENDING, open_grey
 from t2i.data.settings import MaskSettings
 from t2i.data.views import View
 from t2i.errors import DataError
@@ -15,6 +17,17 @@ from t2i.records import CaptionedImage
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def check_mask_names(images: Iterable[str]) -> None:
+    """Raise DataError for a mask beside two images of its name: what is white in `a.png` need not be so in `a.jpg`."""
+    for folder in sorted({Path(image).parent for image in images}):
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        owners = Counter(path.stem for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
+        for path in files:
+            stem = path.name.removesuffix(MASK_ENDING)
+            if stem != path.name and owners[stem] > 1:
+                raise DataError(f"{path}: {owners[stem]} images are called {stem}; rename all but one.")
 
 
 def mask_path(record: CaptionedImage, settings: MaskSettings) -> Path | None:

@@ -163,12 +163,15 @@ class DatasetStage(Stage):
     def _with_images(self, folder: Path, rows: Sequence[CaptionedImage]) -> Iterator[CaptionedImage]:
         """The records with their images in `folder/images`, each under its id, which is of the bytes as they are there.
 
-        Raises DataError for records of the same image: formats name captions by their image.
+        Raises DataError for records of the same image, as formats name captions by their image, and for a mask that
+        could be of two images.
         """
         from t2i.data.formats.base import Once
         from t2i.data.formats.exif import without_metadata
+        from t2i.data.masks import check_mask_names
         from t2i.errors import DataError
 
+        check_mask_names(row.image for row in rows)
         once = Once()
         # Records name images absolutely; a stage's folder may be named from the working directory.
         images = folder.resolve() / IMAGES

@@ -180,6 +180,20 @@ def test_masks_lie_beside_the_latents_and_a_changed_mask_misses(tmp_path: Path) 
     assert torch.equal(again.read(0).mask, torch.ones(1, 4, 4))
 
 
+def test_mask_beside_two_images_of_its_name_is_refused(tmp_path: Path) -> None:
+    rows = paint(tmp_path / "pictures", [(32, 32), (32, 32)])
+    mask = Path(rows[0].image).with_suffix(".mask.png")
+    Image.new("L", (32, 32), 255).save(mask)
+    Image.new("RGB", (32, 32)).save(Path(rows[1].image).with_suffix(".JPG"))
+    settings = MaskSettings(missing="whole")
+    assert len(encoded(PaintedFamily(), framed(rows, masks=settings), tmp_path / "cache")) == 2
+    Image.new("RGB", (32, 32)).save(Path(rows[0].image).with_suffix(".JPG"))
+    with pytest.raises(DataError, match=r"0000\.mask\.png: 2 images are called 0000; rename all but one"):
+        encoded(PaintedFamily(), framed(rows, masks=settings), tmp_path / "cache")
+    named = [dataclasses.replace(row, extra={"mask": "0000.mask.png"}) for row in rows]
+    assert len(encoded(PaintedFamily(), framed(named, masks=MaskSettings(column="mask")), tmp_path / "cache")) == 2
+
+
 def test_processes_share_the_work_and_miss_what_another_did_not_do(
     pictures: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

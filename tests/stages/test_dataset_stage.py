@@ -126,6 +126,9 @@ def test_a_mask_goes_with_its_image(tmp_path: Path) -> None:
     assert copied.read_bytes() == mask.read_bytes()
     assert images[copied.name.replace(".mask", "")].read_bytes() == first.read_bytes()
     assert second.exists()
+    Image.new("RGB", (4, 4)).save(first.with_suffix(".jpg"))
+    with pytest.raises(DataError, match=r"\.mask\.png: 2 images are called"):
+        tiny.run_stage(DatasetStage, tmp_path / "again", fields, {"data_from": tmp_path / "caption"})
 
 
 def test_the_same_image_twice_is_refused(tmp_path: Path) -> None:
