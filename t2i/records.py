@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from t2i.errors import DataError
 from t2i.files import write_parts
+from t2i.json_values import unwritable
 
 if TYPE_CHECKING:
     pass
@@ -223,13 +224,17 @@ class PreferencePair:
 
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows, one JSON object a line, atomically."""
+    """Write rows, one JSON object a line, atomically. Raises DataError for what JSON in UTF-8 cannot hold."""
     write_parts(path, (_line(row) for row in rows))
 
 
 def _line(row: Row) -> bytes:
     values = record_values(row) if isinstance(row, CaptionedImage) else dataclasses.asdict(row)
-    return (json.dumps(values, ensure_ascii=False, sort_keys=True) + "\n").encode()
+    try:
+        return (json.dumps(values, ensure_ascii=False, sort_keys=True) + "\n").encode()
+    except (TypeError, UnicodeEncodeError) as error:
+        problem = next((f"{name} is {why}" for name, value in values.items() if (why := unwritable(value))), str(error))
+        raise DataError(f"a {type(row).__name__} cannot be written: {problem}.") from error
 
 
 def record_values(row: CaptionedImage) -> dict[str, Any]:

@@ -141,4 +141,5 @@ def files_in(folder: Path, around: frozenset[str] = frozenset()) -> Iterator[Pat
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    # Of a name that is no UTF-8, its bytes.
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from pydantic import JsonValue
 
 from t2i.errors import RunError
-from t2i.files import write_text
+from t2i.files import write_bytes
 
 CONFIG, PROVENANCE, DONE = "config.json", "provenance.json", "done.json"
 _FOLDER = re.compile(r"(?P<label>.+)-(?P<fingerprint>[0-9a-f]{16})")
@@ -51,7 +51,8 @@ def read_json(path: Path) -> dict[str, JsonValue] | None:
 
 def write_json(path: Path, value: Mapping[str, JsonValue]) -> None:
     """Write an indented JSON object atomically."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    # Names of files that are no UTF-8 are written with the escapes of JSON.
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
 
 def read_done(folder: Path) -> Done | None:

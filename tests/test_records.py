@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 from collections.abc import Iterator
@@ -51,6 +52,22 @@ def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_jsonl(tmp_path / name, [IMAGE])
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("extra", "complaint"),
+    [
+        ({"a": ["x", "\udcff"]}, r"extra is the text '\\udcff', which is no Unicode"),
+        ({"\ud800": 1}, r"extra is the text '\\ud800'"),
+        ({"a": {"b": b"x"}}, "extra is a value of the type bytes"),
+    ],
+)
+def test_row_that_json_cannot_hold_is_refused(tmp_path: Path, extra: dict[str, object], complaint: str) -> None:
+    with pytest.raises(DataError, match=f"a CaptionedImage cannot be written: {complaint}"):
+        write_jsonl(tmp_path / "rows.jsonl", [IMAGE, dataclasses.replace(IMAGE, extra=extra)])
+    with pytest.raises(DataError, match=r"a Prompt cannot be written: text is the text 'a\\ud800'"):
+        write_jsonl(tmp_path / "rows.jsonl", [Prompt("1", "a\ud800")])
+    assert not list(tmp_path.iterdir())
 
 
 def test_caption_is_the_first_of_its_kind() -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from t2i.disk import disk_error
 from t2i.engine import plan, run
 from t2i.errors import DataError, RunError
-from t2i.rundir import RunDirectory, damage, prune, read_done, unused_folders
+from t2i.rundir import RunDirectory, damage, prune, read_done, read_json, unused_folders, write_json
 
 TESTS = Path(__file__).parent
 RECIPE = """
@@ -243,3 +243,9 @@ def test_prune_finds_what_no_recipe_refers_to_and_touches_nothing_else(tmp_path:
     assert other.exists()
     assert {name: data for folder in keep for name, data in contents(folder).items()} == before
     assert unused_folders(tmp_path / "nowhere", set()) == []
+
+
+def test_names_that_are_no_utf8_come_back_as_they_were(tmp_path: Path) -> None:
+    write_json(tmp_path / "lock.json", {"a\udcff.txt": "é"})
+    assert read_json(tmp_path / "lock.json") == {"a\udcff.txt": "é"}
+    assert "é" in (tmp_path / "lock.json").read_text(encoding="utf-8")

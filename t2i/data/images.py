@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from t2i.data.colour import is_opaque, to_grey, to_rgb
 from t2i.errors import DataError
+from t2i.json_values import unwritable
 from t2i.records import CaptionedImage
 from t2i.resources import files_in
 
@@ -41,7 +42,7 @@ MAX_PIXELS = 200_000_000
 def list_images(folder: Path) -> list[Path]:
     """Image files anywhere below a folder, by path. Hidden files and folders, and masks of images, are left out.
 
-    Raises DataError if the folder is missing or holds no image.
+    Raises DataError if the folder is missing, holds no image, or one whose name is not UTF-8.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images.")
@@ -49,6 +50,9 @@ def list_images(folder: Path) -> list[Path]:
     found = sorted(path for path in files_in(folder) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     pictured = {path.with_suffix("") for path in found}
     found = [path for path in found if not _is_mask(path, pictured)]
+    for path in found:
+        if problem := unwritable(str(path)):
+            raise DataError(f"{folder}: an image is called {problem}; rename it.")
     if not found:
         raise DataError(f"{folder}: no image found; known endings: {', '.join(sorted(IMAGE_SUFFIXES))}.")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import io
 import json
 import struct
@@ -278,7 +279,7 @@ def test_a_hub_data_set_is_read_at_the_commit_that_its_images_say(
     assert ["is no file of the data set" in str(row) for row in broken] == [True, True, False]
 
 
-# `datasets` leaves a CSV file that is not read to its end to the garbage collector.
+# `datasets` leaves a CSV file that is not read to its end to the garbage collector, which must not come to it later.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_hub_layouts_without_types_name_their_images_and_zips_hold_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -306,6 +307,7 @@ def test_hub_layouts_without_types_name_their_images_and_zips_hold_them(
     assert inside.image == png("red")
     assert isinstance(outside, BrokenRow)
     assert "is no file of the data set" in outside.reason
+    gc.collect()
 
 
 def test_a_broken_file_of_a_hub_layout_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from t2i.config import FrozenModel
 from t2i.errors import DataError
-from t2i.files import write_bytes, write_text
-from t2i.records import Caption, CaptionedImage, ImageOrigin
+from t2i.files import write_bytes
+from t2i.json_values import unwritable
+from t2i.records import Caption, CaptionedImage, ImageOrigin, record_values
 
 BROKEN_FILE = "broken.jsonl"
 MAX_IMAGE_BYTES = 500_000_000
@@ -92,12 +93,16 @@ class FormatSource(FrozenModel, ABC):
         if not count:
             raise DataError(f"{getattr(self, 'path', self)}: no row.")
         lines = [json.dumps({"row": row.where, "reason": row.reason}, ensure_ascii=False) + "\n" for row in broken]
-        write_text(folder / BROKEN_FILE, "".join(lines))
+        # A name that is no UTF-8 is written with the escapes of JSON.
+        write_bytes(folder / BROKEN_FILE, "".join(lines).encode(errors="backslashreplace"))
 
 
 def _record(row: Row, folder: Path) -> CaptionedImage | BrokenRow:
     from t2i.data.images import content_id, open_image
 
+    own = (tuple(row.captions), dict(row.extra), row.origin, dict(row.scores), row.checks)
+    if problem := _unwritable(row, CaptionedImage("", "", 1, 1, *own)):
+        return BrokenRow(row.where, problem)
     try:
         # Not where a link leads: masks lie beside the link.
         path = _stored(row.image, folder, row.where) if isinstance(row.image, bytes) else row.image.absolute()
@@ -107,8 +112,17 @@ def _record(row: Row, folder: Path) -> CaptionedImage | BrokenRow:
         return BrokenRow(row.where, str(error))
     # Images that were stored here are named by their content, beside the records.
     image = path.relative_to(folder).as_posix() if isinstance(row.image, bytes) else str(path)
-    own = (tuple(row.captions), dict(row.extra), row.origin, dict(row.scores), row.checks)
     return CaptionedImage(content_id(path), image, width, height, *own)
+
+
+def _unwritable(row: Row, record: CaptionedImage) -> str:
+    """What of a row records.jsonl cannot hold, with its column; empty if it holds all. record: of the row."""
+    if isinstance(row.image, Path) and (problem := unwritable(str(row.image))):
+        return f"the image is called {problem}; rename it."
+    for name, value in (record_values(record) | {"extra": None} | record.extra).items():
+        if problem := unwritable(name) or unwritable(value):
+            return f"column {name!a} holds {problem}; write it as plain text, or leave the column out."
+    return ""
 
 
 def _stored(data: bytes, folder: Path, where: str) -> Path:

@@ -13,6 +13,7 @@ from t2i.config import ModelPath
 from t2i.data.formats.base import MAX_IMAGE_BYTES, BrokenRow, FormatSource, Row
 from t2i.data.formats.metadata import column_captions
 from t2i.errors import DataError
+from t2i.json_values import unwritable
 from t2i.records import ImageOrigin
 from t2i.resources import resolve_path
 
@@ -95,7 +96,7 @@ class HubSource(FormatSource):
     def _row(self, where: str, values: Mapping[str, Any], origin: ImageOrigin, root: Path | str) -> Row:
         captions = column_captions(values, self.captions, where)
         known = {self.image, *self.captions}
-        extra = {name: value for name, value in values.items() if name not in known and _is_plain(value)}
+        extra = {name: value for name, value in values.items() if name not in known and not unwritable(value)}
         return Row(where, _image_bytes(values[self.image], where, root), captions, extra, origin)
 
 
@@ -151,12 +152,3 @@ def commit_of_data(name: str, revision: str | None) -> str:
 def _first_line(error: Exception) -> str:
     [line, *_] = str(error).strip().splitlines() or [type(error).__name__]
     return line
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether JSON can hold it."""
-    if isinstance(value, dict):
-        return all(_is_plain(inner) for inner in value.values())
-    if isinstance(value, list):
-        return all(_is_plain(inner) for inner in value)
-    return value is None or isinstance(value, str | int | float | bool)
