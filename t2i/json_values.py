@@ -17,6 +17,11 @@ def unwritable(value: Any) -> str:
     return "" if value is None or isinstance(value, int | float) else f"a value of the type {type(value).__name__}"
 
 
+def printable(text: str) -> str:
+    """The text with escapes for what is no Unicode, such as bytes of a file's name that are no UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _is_unicode(text: str) -> bool:
     """Whether it has no half of a surrogate pair, by which Python also stands for bytes of a name that are no UTF-8."""
     try:

@@ -6,20 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from t2i.data.formats.base import FormatSource, Row
+from t2i.data.formats.base import BrokenRow, FormatSource
 from t2i.data.formats.hub import HubSource
 from t2i.data.sources import FolderSource, ImageSource, RecordsSource, ShapesSource, iterate_records
 from t2i.errors import DataError
+from t2i.json_values import printable
 from t2i.records import CaptionedImage
 from t2i.resources import resolve_path
 
 
 @dataclass(frozen=True)
 class Preview:
-    """records: with an empty id where no bytes were read. has_captions: False if a model is still to write them."""
+    """records: with an empty id where no bytes were read. has_captions: False if a model is still to write them.
+
+    not_read: rows of the source that a run refuses or leaves out, each with its reason.
+    """
 
     records: Sequence[CaptionedImage]
     has_captions: bool = True
+    not_read: Sequence[str] = ()
 
 
 def preview_source(source: ImageSource) -> Preview | None:
@@ -32,7 +37,7 @@ def preview_source(source: ImageSource) -> Preview | None:
     if isinstance(source, RecordsSource):
         return Preview(list(iterate_records(resolve_path(source.path))))
     if isinstance(source, FormatSource) and not isinstance(source, HubSource):
-        return Preview(_rows(source))
+        return _rows(source)
     if isinstance(source, ShapesSource):
         from t2i.shapes.scenes import IMAGE_SIZE_PX
 
@@ -42,16 +47,16 @@ def preview_source(source: ImageSource) -> Preview | None:
     return None
 
 
-def _rows(source: FormatSource) -> list[CaptionedImage]:
-    """Rows that a run would refuse or drop are left out."""
-    sizes = {name: (width, height) for name, width, height in source.sizes()}
-    found = []
-    for row in source.rows():
-        if isinstance(row, Row):
-            width, height = sizes[row.where]
-            image = str(row.image) if isinstance(row.image, Path) else row.where
-            found.append(CaptionedImage("", image, width, height, tuple(row.captions), dict(row.extra)))
-    return found
+def _rows(source: FormatSource) -> Preview:
+    found, not_read = [], []
+    for item in source.sized_rows():
+        if isinstance(item, BrokenRow):
+            not_read.append(printable(f"{item.where}: {item.reason}"))
+            continue
+        row, width, height = item
+        image = str(row.image) if isinstance(row.image, Path) else row.where
+        found.append(CaptionedImage("", image, width, height, tuple(row.captions), dict(row.extra)))
+    return Preview(found, not_read=not_read)
 
 
 def _headers(source: FolderSource) -> list[CaptionedImage]:

@@ -90,6 +90,8 @@ class CaptionStage(Stage):
         if before is None:
             return {}
         facts: dict[str, JsonValue] = {"images": len(before.records)}
+        if self.data is not None and before.not_read:
+            facts["not read"] = list(before.not_read)
         if isinstance(self.captioner, FilesCaptioner):
             _, problems = self._from_files(self.captioner, before.records)
             self._check_refused(problems, len(problems), len(before.records))

@@ -162,6 +162,9 @@ class Train(Stage):
 
         previews = self._previews(context)
         known = [preview for preview in previews if preview is not None]
+        not_read: list[JsonValue] = [line for preview in known for line in preview.not_read]
+        if self.data is not None and not_read:
+            facts["not read"] = not_read
         tables = [preview.records for preview in known] if len(known) == len(previews) else [[]] * len(previews)
         settings = self.task_settings(self.model, tables, context.seed, Path())
         has_captions = all(preview.has_captions for preview in known)

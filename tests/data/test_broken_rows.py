@@ -15,9 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from t2i.data.preview import preview_source
 from t2i.data.sources import FolderSource, KohyaSource, MetadataSource, WebdatasetSource, load_records, save_records
 from t2i.errors import DataError
 from t2i.resources import hash_path
+from t2i.stages.base import InspectContext
+from t2i.stages.caption import CaptionStage
 
 
 def write_images(folder: Path) -> Path:
@@ -100,3 +103,36 @@ def test_image_whose_name_is_no_utf8_is_named(tmp_path: Path) -> None:
     Image.new("RGB", (9, 7)).save(os.fsdecode(os.fsencode(folder) + b"/\xff.png"))
     with pytest.raises(DataError, match=r"an image is called the text '.*udcff\.png', which is no Unicode; rename it"):
         FolderSource(path=str(folder)).materialize(tmp_path, 0)
+
+
+def test_sizes_pass_over_unreadable_images_only_where_broken_rows_are_dropped(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "set")
+    (folder / "c.png").write_bytes(b"no image")
+    lines = [{"file_name": "c.png"}, {"file_name": "a.png"}, {"file_name": "gone.png"}, {"file_name": "../b.png"}]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    dropping = MetadataSource(path=str(folder), broken="drop")
+    assert list(dropping.sizes()) == [(f"{folder}/metadata.jsonl:2", 9, 7)]
+    preview = preview_source(dropping)
+    assert preview is not None
+    assert [Path(row.image).name for row in preview.records] == ["a.png"]
+    for line, complaint in zip(
+        preview.not_read, ("c.png: cannot be read", "gone.png: no such", "leads out"), strict=True
+    ):
+        assert complaint in line
+    refusing = MetadataSource(path=str(folder))
+    with pytest.raises(DataError, match=r"c\.png: cannot be read as an image"):
+        list(refusing.sizes())
+    with pytest.raises(DataError, match=r"c\.png: cannot be read as an image"):
+        preview_source(refusing)
+
+
+def test_inspect_names_the_rows_that_a_run_drops(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "set")
+    (folder / "a.png").write_bytes(b"no image")
+    (folder / "captions.json").write_text('{"a.png": ["a"], "b.png": ["b"]}')
+    data = {"type": "captions_json", "path": str(folder), "broken": "drop"}
+    stage = CaptionStage.model_validate({"data": data})
+    facts = stage.inspect(InspectContext({}, 0))
+    assert facts["images"] == 1
+    [line] = facts["not read"]  # pyright: ignore[reportGeneralTypeIssues]
+    assert "a.png: cannot be read as an image" in str(line)

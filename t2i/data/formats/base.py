@@ -59,14 +59,32 @@ class FormatSource(FrozenModel, ABC):
         return sum(1 for _ in self.rows())
 
     def sizes(self) -> Iterator[tuple[str, int, int]]:
-        """Name, width and height as seen of every image, from the headers."""
+        """Name, width and height as seen of every image, from the headers. Raises DataError as `sized_rows`."""
+        for found in self.sized_rows():
+            if not isinstance(found, BrokenRow):
+                row, width, height = found
+                yield row.where, width, height
+
+    def sized_rows(self) -> Iterator[tuple[Row, int, int] | BrokenRow]:
+        """Every row with width and height of its image as seen, from the header.
+
+        Raises DataError for an image without a readable header, if broken rows are not dropped.
+        """
+        for row in self.rows():
+            yield row if isinstance(row, BrokenRow) else self._sized(row)
+
+    def _sized(self, row: Row) -> tuple[Row, int, int] | BrokenRow:
         from t2i.data.images import seen_size, seen_size_of
 
-        for row in self.rows():
-            if isinstance(row, Row):
-                data = row.image
-                size = seen_size_of(data, row.where) if isinstance(data, bytes) else seen_size(data)
-                yield (row.where, *size)
+        if problem := _unwritable(row):
+            return BrokenRow(row.where, problem)
+        try:
+            size = seen_size_of(row.image, row.where) if isinstance(row.image, bytes) else seen_size(row.image)
+        except DataError as error:
+            if self.broken == "refuse":
+                raise
+            return BrokenRow(row.where, str(error))
+        return row, *size
 
     def materialize(self, folder: Path, seed: int) -> list[CaptionedImage]:
         """As `read`, all at once."""
@@ -100,8 +118,7 @@ class FormatSource(FrozenModel, ABC):
 def _record(row: Row, folder: Path) -> CaptionedImage | BrokenRow:
     from t2i.data.images import content_id, open_image
 
-    own = (tuple(row.captions), dict(row.extra), row.origin, dict(row.scores), row.checks)
-    if problem := _unwritable(row, CaptionedImage("", "", 1, 1, *own)):
+    if problem := _unwritable(row):
         return BrokenRow(row.where, problem)
     try:
         # Not where a link leads: masks lie beside the link.
@@ -112,11 +129,17 @@ def _record(row: Row, folder: Path) -> CaptionedImage | BrokenRow:
         return BrokenRow(row.where, str(error))
     # Images that were stored here are named by their content, beside the records.
     image = path.relative_to(folder).as_posix() if isinstance(row.image, bytes) else str(path)
-    return CaptionedImage(content_id(path), image, width, height, *own)
+    return CaptionedImage(content_id(path), image, width, height, *_own(row))
 
 
-def _unwritable(row: Row, record: CaptionedImage) -> str:
-    """What of a row records.jsonl cannot hold, with its column; empty if it holds all. record: of the row."""
+def _own(row: Row) -> tuple[Any, ...]:
+    """All of a record but its image: captions, extra, origin, scores, checks."""
+    return tuple(row.captions), dict(row.extra), row.origin, dict(row.scores), row.checks
+
+
+def _unwritable(row: Row) -> str:
+    """What of a row records.jsonl cannot hold, with its column; empty if it holds all."""
+    record = CaptionedImage("", "", 1, 1, *_own(row))
     if isinstance(row.image, Path) and (problem := unwritable(str(row.image))):
         return f"the image is called {problem}; rename it."
     for name, value in (record_values(record) | {"extra": None} | record.extra).items():
