@@ -54,11 +54,17 @@ def _changed_inputs(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) 
             parts.append(f"{field}: {', '.join(old_names) or 'nothing'} -> {', '.join(new_names) or 'nothing'}")
             continue
         pairs = zip(new_names, _names(before.get(field)), _names(after.get(field)), strict=True)
-        parts += [f"input {name} changed" for name, was, now in pairs if was != now]
+        parts += [f"input {name} {_how(was, now)}" for name, was, now in pairs if was != now]
     return list(dict.fromkeys(parts))
 
 
+def _how(was: str, now: str) -> str:
+    """How an input differs; a round that was passed over has no fingerprint."""
+    return "is not run now" if now == _PASSED_OVER else "was not run before" if was == _PASSED_OVER else "changed"
+
+
 _ABSENT = "(absent)"
+_PASSED_OVER = str(None)
 
 
 def _show(value: JsonValue) -> str:

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,6 @@ from t2i.errors import RunError
 from t2i.provenance import environment, git_commit
 from t2i.recipe import Recipe
 from t2i.resources import ContentHashes, local_path
-from t2i.rounds import without
 from t2i.rundir import CONFIG, RunDirectory, damage, now_utc, read_done, read_json
 from t2i.runlock import LOCK, code_hashes, describes, write_lock
 from t2i.stages.base import Stage, StageContext
@@ -58,11 +57,12 @@ class PlannedStage:
 
 
 def identity(
-    stage: Stage, seed: int, upstream: Mapping[str, str], hashes: ContentHashes
+    stage: Stage, seed: int, upstream: Mapping[str, str | None], hashes: ContentHashes
 ) -> tuple[JsonObject, JsonObject]:
     """What decides a stage's output, and the local files in it: {dotted field: {path, sha256}}.
 
-    upstream: stage name -> fingerprint. A hub id stands for itself. Raises DataError for an unreadable file.
+    upstream: stage name -> fingerprint, or None for a round that is not run: what was made of the first rounds alone is
+    other work than what is made of all. A hub id stands for itself. Raises DataError for an unreadable file.
     """
     files: JsonObject = {}
 
@@ -97,44 +97,58 @@ def plan(recipe: Recipe, root: Path) -> list[PlannedStage]:
 
 
 def _plan(recipe: Recipe, directory: RunDirectory, hashes: ContentHashes) -> list[PlannedStage]:
-    done: dict[str, PlannedStage] = {}
+    planner, planned = _Planner(recipe, directory, hashes), list[PlannedStage]()
     for stage in recipe.stages:
-        upstream = {name: item.fingerprint for name, item in done.items()}
-        body, files = identity(stage, recipe.seed_of(stage), upstream, hashes)
+        planned.append(planner.planned(stage, planned, {item.name for item in planned if item.status != "skip"}))
+    return planned
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """Plans one stage after the other."""
+
+    recipe: Recipe
+    directory: RunDirectory
+    hashes: ContentHashes
+
+    def planned(self, stage: Stage, before: Sequence[PlannedStage], waiting: Collection[str] = ()) -> PlannedStage:
+        """One stage. before: all that stand before it; waiting: names of those among them that are not finished."""
+        needless = _needless(self.recipe, stage.label, before, waiting)
+        done = {item.name: item for item in before}
+        # A round that is not run reads those before it as if they had been: its fingerprint is that of a run of all.
+        upstream = {
+            name: None if item.is_passed_over and not needless else item.fingerprint for name, item in done.items()
+        }
+        seed = self.recipe.seed_of(stage)
+        body, files = identity(stage, seed, upstream, self.hashes)
         own = fingerprint(body)
-        twin = next((item for item in done.values() if item.fingerprint == own), None)
-        folder = twin.folder if twin else directory.stage_folder(stage.label, own)
+        twin = next((item for item in before if item.fingerprint == own and not item.is_passed_over), None)
+        folder = twin.folder if twin else self.directory.stage_folder(stage.label, own)
         config: JsonObject = {
             "stage": stage.label,
-            "recipe": recipe.name,
+            "recipe": self.recipe.name,
             "fingerprint": own,
             "identity": body,
             "settings": stage.model_dump(mode="json"),
             "files": files,
         }
-        status, reason = _status(directory, folder, config)
+        status, reason = _status(self.directory, folder, config)
         if twin:
             status, reason = "skip", f"the same work as {twin.name}"
-        waiting = {item.name for item in done.values() if item.status != "skip"}
-        needless = _needless(recipe, stage.label, done.values(), waiting)
         if needless:
             status, reason = "skip", needless
         inputs = {
             field: [(ref, done[ref].folder) for ref in refs if not done[ref].is_passed_over]
             for field, refs in stage.references.items()
         }
-        seed = recipe.seed_of(stage)
-        done[stage.label] = PlannedStage(
-            stage.label, stage, seed, folder, status, reason, own, inputs, config, bool(needless)
-        )
-    return list(done.values())
+        return PlannedStage(stage.label, stage, seed, folder, status, reason, own, inputs, config, bool(needless))
 
 
 def _needless(recipe: Recipe, name: str, before: Iterable[PlannedStage], waiting: Collection[str] = ()) -> str:
     """Why a stage of a later round need not run; empty if it must. waiting: those before it that are not finished."""
     if recipe.stop is None or recipe.stop.round_of(name) < 2:
         return ""
-    ran = {item.name: item.folder for item in before if not item.is_passed_over}
+    ran = {item.name: item.folder for item in before if not item.is_passed_over and item.name not in waiting}
     number = recipe.stop.round_of(name)
     if any(0 < recipe.stop.round_of(other) < number for other in waiting):
         return ""
@@ -185,10 +199,9 @@ def run(recipe: Recipe, root: Path, console: Console | None = None) -> list[Plan
         for item in planned:
             if item.status != "skip":
                 item.stage.check()
+        planner = _Planner(recipe, directory, hashes)
         for number, item in enumerate(planned, 1):
-            if item.status != "skip":
-                item = _with_what_ran(item, recipe, planned[: number - 1])
-                planned[number - 1] = item
+            item = planned[number - 1] = _as_it_stands(item, planner, planned[: number - 1])
             _say(screen, f"[{number}/{len(planned)}] {item.name}: {item.status} ({item.reason})")
             if item.status != "skip":
                 seconds, facts = _run_stage(item, recipe, directory, hashes, origin)
@@ -203,13 +216,17 @@ def run(recipe: Recipe, root: Path, console: Console | None = None) -> list[Plan
     return planned
 
 
-def _with_what_ran(item: PlannedStage, recipe: Recipe, before: Sequence[PlannedStage]) -> PlannedStage:
-    """The stage with the inputs that are there, or passed over: known only now that the stages before it are done."""
-    needless = processes.first(lambda: _needless(recipe, item.name, before))
-    if needless:
-        return replace(item, status="skip", reason=needless, is_passed_over=True)
-    missing = {other.name for other in before if other.is_passed_over}
-    return replace(item, inputs=without(item.inputs, missing))
+def _as_it_stands(item: PlannedStage, planner: _Planner, before: Sequence[PlannedStage]) -> PlannedStage:
+    """The stage planned anew where rounds may be passed over: which are is known only when those before are done.
+
+    Raises what `Stage.check` raises for a stage that was thought to be finished and is not.
+    """
+    if planner.recipe.stop is None:
+        return item
+    now = processes.first(lambda: planner.planned(item.stage, before))
+    if item.status == "skip" and now.status != "skip":
+        now.stage.check()
+    return now
 
 
 def _say(screen: Console, line: str) -> None:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from t2i.stages.base import Stage
 
-Inputs = Mapping[str, Sequence[tuple[str, Path]]]
-
 
 @dataclass(frozen=True)
 class RoundStop:
@@ -46,8 +44,3 @@ class RoundStop:
         if any(not any(map(self.round_of, dict(rows))) for rows in known.values()):
             return ""
         return judge.decided(known)
-
-
-def without(inputs: Inputs, names: set[str]) -> dict[str, list[tuple[str, Path]]]:
-    """Inputs that are there: those of rounds that were not run are left out of lists."""
-    return {field: [row for row in rows if row[0] not in names] for field, rows in inputs.items()}

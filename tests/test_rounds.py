@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,54 @@ def test_a_later_decision_runs_the_rounds_it_needs_and_keeps_the_others(tmp_path
     planned = run(more, tmp_path / "runs")
     assert written(planned, "choose", "chosen.txt") == [f"improve/round{number}" for number in (1, 2, 3)]
     assert said(planned)["improve/round4"] == "not needed: 3 are enough"
+
+
+def test_what_was_made_of_the_first_rounds_is_made_again_when_the_others_are_run(tmp_path: Path) -> None:
+    first = run(recipe(tmp_path), tmp_path / "runs")
+    without_stop = recipe(tmp_path, "rounds.stop_by=null")
+    found = {item.name: f"{item.status}: {item.reason}" for item in plan(without_stop, tmp_path / "runs")}
+    assert found["improve/round4"] == "run: first run"
+    assert found["table"] == (
+        "run: input improve/round3 was not run before; input improve/round4 was not run before; input choose changed"
+    )
+    planned = run(without_stop, tmp_path / "runs")
+    rounds = [f"improve/round{number}" for number in (1, 2, 3, 4)]
+    assert written(planned, "table", "table.txt") == [*rounds, "choose"]
+    assert {item.status for item in plan(without_stop, tmp_path / "runs")} == {"skip"}
+    again = plan(recipe(tmp_path), tmp_path / "runs")
+    assert {item.status for item in again} == {"skip"}
+    assert again[-1].folder == first[-1].folder, "what was made of the first two is still there"
+
+
+def test_what_reads_rounds_and_not_the_judge_follows_a_later_decision(tmp_path: Path) -> None:
+    tables = '["improve/*"]}\n  - {type: table, name: last, arms_from: [improve/round1]}'
+    text = TEXT.replace('["improve/*", choose]}', tables)
+    run(recipe(tmp_path, text=text), tmp_path / "runs")
+    more = recipe(tmp_path, "choose.enough=3", text=text)
+    planned = run(more, tmp_path / "runs")
+    assert written(planned, "table", "table.txt") == [f"improve/round{number}" for number in (1, 2, 3)]
+    assert {item.status for item in plan(more, tmp_path / "runs")} == {"skip"}
+    assert said(planned)["last"].startswith("finished"), "it reads nothing that has changed"
+
+
+def test_a_decision_that_an_unfinished_round_brings_counts_for_what_was_finished_with_more(tmp_path: Path) -> None:
+    first = run(recipe(tmp_path), tmp_path / "runs")
+    run(recipe(tmp_path, "choose.enough=9"), tmp_path / "runs")
+    (next(item.folder for item in first if item.name == "improve/round2") / "weights.txt").unlink()
+    planned = run(recipe(tmp_path), tmp_path / "runs")
+    assert said(planned)["improve/round3"] == NEEDLESS
+    assert written(planned, "table", "table.txt") == ["improve/round1", "improve/round2", "choose"]
+    assert {item.status for item in plan(recipe(tmp_path), tmp_path / "runs")} == {"skip"}
+
+
+def test_what_stands_before_the_rounds_and_is_gone_decides_nothing(tmp_path: Path) -> None:
+    start = "stages:\n  - {type: train, name: start, steps: 3}\n"
+    text = TEXT.replace("stages:\n", start, 1).replace("[improve/round1, ", "[start, improve/round1, ")
+    planned = run(recipe(tmp_path, text=text), tmp_path / "runs")
+    shutil.rmtree(planned[0].folder)
+    assert plan(recipe(tmp_path, text=text), tmp_path / "runs")[0].status == "run"
+    again = run(recipe(tmp_path, text=text), tmp_path / "runs")
+    assert said(again)["improve/round2"] == NEEDLESS
 
 
 def test_a_decision_that_never_comes_runs_all_rounds(tmp_path: Path) -> None:
