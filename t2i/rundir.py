@@ -125,7 +125,8 @@ class RunDirectory:
     def begin(self, folder: Path, config: Mapping[str, JsonValue]) -> None:
         """Make a stage's folder, or ready what an interrupted run left: no done marker, no halves of files.
 
-        `config.json` is written first and kept as it is when the folder exists.
+        `config.json` is written first. Where the folder exists it keeps only when the stage was begun: names that it
+        mentions may be others by now, and must be those of the provenance.
         """
         folder.mkdir(parents=True, exist_ok=True)
         _remove_damaged(folder)
@@ -135,8 +136,8 @@ class RunDirectory:
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink(missing_ok=True)
-        if read_json(folder / CONFIG) is None:
-            write_json(folder / CONFIG, {**config, "begun": now_utc()})
+        begun = (read_json(folder / CONFIG) or {}).get("begun", now_utc())
+        write_json(folder / CONFIG, {**config, "begun": begun})
 
     def finish(
         self,
@@ -174,7 +175,14 @@ def unused_folders(root: Path, keep: set[Path]) -> list[Path]:
 
 
 def prune(root: Path, folders: list[Path]) -> None:
-    """Delete stage folders under a root. Raises RunError before anything is deleted if a run uses one of them."""
+    """Delete stage folders under a root.
+
+    Raises RunError before anything is deleted if a run uses one of them, or one is a link, whose target may have other
+    users.
+    """
+    links = [folder for folder in folders if folder.is_symlink()]
+    if links:
+        raise RunError(f"{links[0]}: a link to {links[0].resolve()}; nothing is deleted. Remove the link by hand.")
     with ExitStack() as locks:
         for name in sorted({folder.parent.name for folder in folders}):
             locks.enter_context(RunDirectory(root, name))

@@ -84,6 +84,20 @@ def test_an_interrupted_stage_is_resumed_and_finished_ones_are_kept(tmp_path: Pa
     assert json.loads((folder / "provenance.json").read_text())["is_resumed"] is True
 
 
+def test_an_interrupted_stage_that_was_renamed_says_what_it_is_called_now(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(load(tmp_path, RECIPE, "train.fail=interrupt"), tmp_path / "runs", silent())
+    [folder] = (tmp_path / "runs" / "demo").glob("train-*")
+    before = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", before | {"begun": "2026-01-01T00:00:00+00:00"})
+    text = RECIPE.replace("{type: read,", "{type: read, name: photos,").replace("data_from: read", "data_from: photos")
+    run(load(tmp_path, text.replace("{type: train,", "{type: train, name: last,")), tmp_path / "runs", silent())
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["stage"], config["settings"]["data_from"]) == ("last", "photos")
+    assert set(json.loads((folder / "provenance.json").read_text())["inputs"]) == {"photos"}
+    assert (config["begun"], config["fingerprint"]) == ("2026-01-01T00:00:00+00:00", before["fingerprint"])
+
+
 def test_a_stage_that_fails_is_not_done(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(DataError, match="no images"):
@@ -249,3 +263,13 @@ def test_names_that_are_no_utf8_come_back_as_they_were(tmp_path: Path) -> None:
     write_json(tmp_path / "lock.json", {"a\udcff.txt": "é"})
     assert read_json(tmp_path / "lock.json") == {"a\udcff.txt": "é"}
     assert "é" in (tmp_path / "lock.json").read_text(encoding="utf-8")
+
+
+def test_a_link_to_a_stage_folder_is_not_pruned_and_stays_finished(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    first, second = (item.folder for item in run(load(tmp_path, RECIPE), root, silent()))
+    elsewhere = first.rename(tmp_path / "elsewhere")
+    first.symlink_to(elsewhere)
+    with pytest.raises(RunError, match=rf"{first.name}: a link to {elsewhere}; nothing is deleted"):
+        prune(root, [second, first])
+    assert {item.status for item in plan(load(tmp_path, RECIPE), root)} == {"skip"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from t2i.engine import run
 from t2i.errors import ConfigError
 from t2i.recipe import Recipe
 from t2i.sampling import Sampler, SamplingSettings
+from t2i.stages.lineage import trained_over
 
 RECIPE = """
 model: MODEL
@@ -73,6 +75,19 @@ def test_the_model_of_an_earlier_stage_is_the_base_of_all_that_follows(tmp_path:
     untouched = "conv_in.weight"
     assert torch.equal(own[untouched], before[untouched])
     assert not torch.equal(own[untouched], first[untouched])
+
+
+def test_a_model_is_the_base_after_its_stage_was_renamed(tmp_path: Path) -> None:
+    text = RECIPE[: RECIPE.index("  - {type: merge")]
+    sft, lora = (item.folder for item in run(recipe(tmp_path, text), tmp_path / "runs"))
+    renamed = recipe(tmp_path, text.replace("sft", "full"))
+    (lora / "done.json").unlink()  # as a kill leaves it
+    run(renamed, tmp_path / "runs")
+    assert trained_over([lora]) == sft / "model"
+    shutil.rmtree(sft)
+    again = run(renamed, tmp_path / "runs")[0].folder
+    assert again.name == sft.name.replace("sft", "full")
+    assert trained_over([lora]) == again / "model"
 
 
 def test_adapters_over_different_models_are_not_merged(tmp_path: Path) -> None:

@@ -47,10 +47,10 @@ def _base_of(folder: Path) -> Path | None:
     settings = config.get("settings", {})
     if settings.get("type") == "train":
         trained = inputs.get(settings.get("model_from"))
-        return None if trained is None else trained_model(folder.parent / trained)
+        return None if trained is None else trained_model(_beside(folder, trained))
     sources = settings.get("weights_from") or ()
     names = [sources] if isinstance(sources, str) else sources
-    return trained_over([folder.parent / inputs[name] for name in names if name in inputs])
+    return trained_over([_beside(folder, inputs[name]) for name in names if name in inputs])
 
 
 def _ancestors(folder: Path) -> Iterator[Path]:
@@ -65,7 +65,14 @@ def _ancestors(folder: Path) -> Iterator[Path]:
 
 
 def _inputs(folder: Path) -> list[Path]:
-    return [folder.parent / name for name in _read(folder / "provenance.json").get("inputs", {}).values()]
+    return [_beside(folder, name) for name in _read(folder / "provenance.json").get("inputs", {}).values()]
+
+
+def _beside(folder: Path, name: str) -> Path:
+    """The folder of a stage that another was made from; the same fingerprint where it was made again, renamed."""
+    named = folder.parent / name
+    same = sorted(folder.parent.glob(f"*-{name.rpartition('-')[2]}"))
+    return named if named.is_dir() or not same else same[0]
 
 
 def _deciding(folder: Path) -> Iterator[dict[str, Any]]:
