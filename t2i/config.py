@@ -40,6 +40,8 @@ LocalPath = Annotated[str, PathMark(may_be_hub_id=False)]
 """A file or folder (`pkg:package/path` for package data); its content goes into the fingerprint."""
 ModelPath = Annotated[str, PathMark(may_be_hub_id=True)]
 """A hub id, or a local folder: hashed if it exists or begins with `pkg:`, `/`, `./`, `../` or `~`."""
+Options = Annotated[dict[str, str | int | float | bool], PathMark(may_be_hub_id=True)]
+"""Options of something that only it can read; a text among them may name files, as a `ModelPath` does."""
 
 PathVisitor = Callable[[Key, PathMark, str], JsonValue]
 """Called for every path in a model with its key, its mark and the string; returns what to put in its place."""

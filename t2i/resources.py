@@ -48,7 +48,8 @@ def local_path(text: str, mark: PathMark) -> Path | None:
     """The file or folder that a marked string names, or None for a hub id."""
     explicit = text.startswith(_EXPLICIT_PREFIXES) or not mark.may_be_hub_id
     path = resolve_path(text)
-    return path if explicit or path.exists() else None
+    # An empty text would be the working directory.
+    return path if explicit or (text and path.exists()) else None
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from t2i.config import FrozenModel, ModelPath
+from t2i.config import FrozenModel, ModelPath, Options, PathMark
 from t2i.files import write_text
 from t2i.records import GeneratedImage, ScoredImage, read_jsonl, write_jsonl
 from t2i.stages.base import Stage, StageContext
@@ -36,8 +36,8 @@ class Scorer(FrozenModel):
     """Weights, for scorers that take some."""
     revision: str | None = None
     """Commit or tag of hub weights."""
-    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """Further options of the scorer."""
+    options: Options = Field(default_factory=dict)
+    """Further options of the scorer. What is in files that they name decides the scores."""
     role: Role = "held_out"
     """`train` if something was optimised against it, which tables then say; `control` for brightness and the like."""
 
@@ -54,15 +54,21 @@ class Scorer(FrozenModel):
     def load(self) -> Reward:
         """The scorer, ready to score."""
         import rewards
-        from t2i.resources import resolve_path
 
-        spec: dict[str, object] = {"name": self.name, **self.options}
+        spec: dict[str, object] = {"name": self.name, **{key: _found(value) for key, value in self.options.items()}}
         if self.model is not None:
-            local = resolve_path(self.model)
-            spec["model"] = str(local) if local.exists() else self.model
+            spec["model"] = _found(self.model)
         if self.revision is not None:
             spec["revision"] = self.revision
         return rewards.load(spec)
+
+
+def _found(value: str | int | float | bool) -> str | int | float | bool:
+    """An option's value; a path that is written as only recipes write it (`pkg:`, `~`) as what it leads to."""
+    from t2i.resources import local_path
+
+    local = local_path(value, PathMark(may_be_hub_id=True)) if isinstance(value, str) else None
+    return value if local is None else str(local)
 
 
 class Score(Stage):

@@ -13,7 +13,9 @@ import tiny
 from PIL import Image
 from pydantic import ValidationError
 
-from t2i.errors import RunError, T2IError
+from t2i import engine
+from t2i.errors import ConfigError, RunError, T2IError
+from t2i.recipe import Recipe
 from t2i.records import GeneratedImage, ScoredImage, read_jsonl, write_jsonl
 from t2i.stages.score import Score
 
@@ -46,6 +48,18 @@ class Careless(Words):
 
     def score(self, images: Sequence[Any], prompts: Sequence[str] | None = None) -> Any:
         return self.returned if self.returned == 1.0 else [self.returned] * len(images)
+
+
+class Listed(Words):
+    """Number of lines of a file."""
+
+    name: ClassVar[str] = "listed"
+
+    def __init__(self, lines: str, note: str = "") -> None:
+        self.lines = lines
+
+    def score(self, images: Sequence[Any], prompts: Sequence[str] | None = None) -> np.ndarray:
+        return np.full(len(images), len(Path(self.lines).read_text().splitlines()), dtype=np.float32)
 
 
 class Impostor(Words):
@@ -173,3 +187,39 @@ def test_missing_image_is_an_error_that_names_it(tmp_path: Path) -> None:
 def test_unknown_option_of_a_scorer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(T2IError, match="has no option 'colour'"):
         run(tmp_path, generated(tmp_path / "run/generate"), {**BRIGHTNESS, "options": {"colour": "red"}})
+
+
+OPTIONS_RECIPE = """
+name: demo
+model: {model}
+stages:
+  - {{type: generate, prompts: {{type: list, prompts: [a cat]}}, sampling: {{steps: 1}}}}
+  - {{type: score, generations_from: generate, scorers: [{{name: "test_score_stage:Listed", options: {options}}}]}}
+"""
+
+
+def mean(folder: Path, lines: str, note: str = "") -> float:
+    """Of a whole run with a scorer that reads a file."""
+    (folder / "demo.yaml").write_text(
+        OPTIONS_RECIPE.format(model=tiny.sd1(), options=json.dumps({"lines": lines, "note": note}))
+    )
+    planned = engine.run(Recipe.load(folder / "demo.yaml"), folder / "runs")
+    return json.loads((planned[1].folder / "done.json").read_text())["facts"]["means"]["listed"]
+
+
+def test_a_file_that_an_option_names_is_watched(tmp_path: Path) -> None:
+    questions = tmp_path / "q.jsonl"
+    questions.write_text("one\n")
+    assert mean(tmp_path, str(questions)) == 1
+    questions.write_text("one\ntwo\n")
+    said = {item.name: item.reason for item in engine.plan(Recipe.load(tmp_path / "demo.yaml"), tmp_path / "runs")}
+    assert said["score"] == f"scorers.0.options.lines: content of {questions} changed"
+    assert mean(tmp_path, str(questions)) == 2
+
+
+def test_options_find_files_as_recipes_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "q.jsonl").write_text("one\ntwo\nthree\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert mean(tmp_path, "~/q.jsonl") == 3
+    with pytest.raises(ConfigError, match=r"options.lines: no file or folder '~/r.jsonl'"):
+        mean(tmp_path, "~/r.jsonl")
