@@ -240,6 +240,9 @@ def _check_arms(matrix: Matrix, report: Report) -> None:
             elif stage not in matrix.stages:
                 hint = did_you_mean(stage, matrix.stages, what="matrix.stages")
                 report(("matrix", "arms", arm, path), f"no repeated stage {stage!r}{hint}")
+            elif inner == "name":
+                message = f"the copies of {stage!r} are named after it and their arm; leave `name` out"
+                report(("matrix", "arms", arm, path), message)
 
 
 def _all_known(names: Sequence[str], drafts: Sequence[Draft], where: str, report: Report) -> bool:

@@ -184,14 +184,15 @@ class _Loader:
 
     def _with_model(self, draft: Draft, earlier: Sequence[Draft]) -> Draft:
         """A model and its revision, put into a stage that can take a model and was given none: those of the stage whose
-        weights it reads, which fit no other, or else the recipe's."""
+        weights it reads, which fit no other, or else the recipe's. A revision of its own stays."""
         stage_type = self._type_of(draft)
         if stage_type is None or draft.data.get("model") is not None or draft.data.get("model_from") is not None:
             return draft
         trained = next((other for other in earlier if other.name == draft.data.get("weights_from")), None)
         source = self.document.data if trained is None or trained.data.get("model") is None else trained.data
         for name in ("model", "revision"):
-            if name in stage_type.model_fields and source.get(name) is not None:
+            is_open = name in stage_type.model_fields and draft.data.get(name) is None
+            if is_open and source.get(name) is not None:
                 draft = draft.changed(draft.name, {name: source[name]}, self.document.place((name,)))
         return draft
 
@@ -212,6 +213,9 @@ class _Loader:
     ) -> list[JsonValue]:
         names: list[JsonValue] = []
         for index, item in enumerate(items):
+            if isinstance(item, str) and "*" not in item and item in items[:index]:
+                problem = f"stage {item!r} is named twice; name it once"
+                self.problems.append(draft.written(self.document).problem((name, index), problem))
             matches = [other.name for other in earlier if isinstance(item, str) and _matches(other.name, item)]
             if isinstance(item, str) and "*" in item and not matches:
                 known = _in_short(other.name for other in earlier)

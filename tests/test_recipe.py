@@ -64,11 +64,13 @@ stages:
   - {type: train, name: a, steps: 1}
   - {type: train, name: b, steps: 1, model: org/other}
   - {type: train, name: c, steps: 1, model_from: a}
+  - {type: train, name: d, steps: 1, revision: v2}
 """
-    a, b, c = (stage for stage in load(tmp_path, text).stages if isinstance(stage, Train))
+    a, b, c, d = (stage for stage in load(tmp_path, text).stages if isinstance(stage, Train))
     assert (a.model, a.revision) == ("org/base", "v1")
     assert (b.model, b.revision) == ("org/other", None)
     assert (c.model, c.revision) == (None, None)
+    assert (d.model, d.revision) == ("org/base", "v2")
 
 
 def test_all_problems_of_a_recipe_come_at_once(tmp_path: Path) -> None:
@@ -204,6 +206,39 @@ def test_a_wildcard_that_matches_nothing_is_refused_with_the_stages_in_short(tmp
         "7  table.arms_from.0: no earlier stage matches 'mroe/*'; earlier stages: read, other, train/..., more/..."
     )
     assert problems(tmp_path, text) == [message]
+
+
+def test_a_stage_that_is_written_twice_in_a_list_is_refused_and_wildcards_may_overlap(tmp_path: Path) -> None:
+    text = MATRIX.replace("train/b/s1]", "train/b/s1, train/a/s0, train/b/s1]")
+    assert problems(tmp_path, text) == ["7  table.arms_from.3: stage 'train/b/s1' is named twice; name it once"]
+    text = MATRIX.replace("train/b/s1]", '"more/*", more/a/s0]')
+    table = load(tmp_path, text).stages[-1]
+    assert table.references["arms_from"] == ("more/a/s0", "more/b/s0", "more/a/s1", "more/b/s1")
+
+
+def test_an_arm_cannot_rename_its_copies(tmp_path: Path) -> None:
+    assert problems(tmp_path, MATRIX.replace("a: {}", "a: {train.name: best}")) == [
+        "11  matrix.arms.a.train.name: the copies of 'train' are named after it and their arm; leave `name` out"
+    ]
+
+
+def test_a_list_of_stages_names_at_least_one(tmp_path: Path) -> None:
+    text = """
+stages:
+  - {type: caption, data: {type: shapes, count: 1}}
+  - type: train
+    data_from: caption
+    model: org/model
+    captions: {alt: 1}
+    optimizer: {learning_rate: 1e-4}
+    loop: {steps: 1, batch_size: 1}
+"""
+    (tmp_path / "real.yaml").write_text(text)
+    Recipe.load(tmp_path / "real.yaml")
+    with pytest.raises(ConfigError) as caught:
+        Recipe.load(tmp_path / "real.yaml", ["train.data_from=[]"])
+    message = "train.data_from: an empty list; name a stage, or leave the field out"
+    assert str(caught.value) == f"command line: train.data_from=[]  {message}"
 
 
 def test_mistakes_in_a_matrix_are_found_where_they_stand(tmp_path: Path) -> None:

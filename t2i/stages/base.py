@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue
 
 from t2i.config import FrozenModel
 from t2i.config import speed_only as speed_only  # stages import it from here
@@ -49,6 +49,16 @@ class InspectContext:
     previews: dict[str, list[Preview | None]]
     seed: int
     is_probed: bool = False
+
+
+def _name_a_stage(names: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    if names == ():
+        raise ValueError("an empty list; name a stage, or leave the field out")
+    return names
+
+
+StageNames = Annotated[str | tuple[str, ...] | None, AfterValidator(_name_a_stage)]
+"""One earlier stage or several."""
 
 
 class Stage(FrozenModel, ABC):

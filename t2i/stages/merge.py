@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from t2i.config import FrozenModel, LocalPath, ModelPath
-from t2i.stages.base import Stage, StageContext
+from t2i.stages.base import Stage, StageContext, StageNames
 
 if TYPE_CHECKING:
     from t2i.export.factors import Adapter
@@ -48,7 +48,7 @@ class Merge(Stage):
     """The model that the adapters belong to; the recipe's `model` if absent."""
     revision: str | None = None
     """Commit or tag of a hub model."""
-    weights_from: str | tuple[str, ...] | None = None
+    weights_from: StageNames = None
     """Train or merge stages, in order; for `extract` one that trained a whole model."""
     adapters: tuple[LocalPath, ...] = ()
     """LoRA files, after those stages."""

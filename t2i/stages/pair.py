@@ -14,7 +14,7 @@ from t2i.data.pairing import Labels, PairRule
 from t2i.data.prompts import PromptSource
 from t2i.files import write_text
 from t2i.records import ScoredImage, read_jsonl
-from t2i.stages.base import Stage, StageContext
+from t2i.stages.base import Stage, StageContext, StageNames
 from t2i.stages.score import SCORES_FILE, shared_scorer
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Pair(Stage):
     accepts: ClassVar[dict[str, tuple[str, ...]]] = {"scores_from": ("scores",)}
 
     type: Literal["pair"] = "pair"
-    scores_from: str | tuple[str, ...] | None = None
+    scores_from: StageNames = None
     """A score stage, or several with the same scorers, whose images of a prompt are then compared with each other."""
     rule: PairRule | None = None
     """With `scores_from`: which images are put together and who decides."""

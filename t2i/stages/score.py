@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from t2i.config import FrozenModel, ModelPath, Options, PathMark
 from t2i.files import write_text
 from t2i.records import GeneratedImage, ScoredImage, read_jsonl, write_jsonl
-from t2i.stages.base import Stage, StageContext
+from t2i.stages.base import Stage, StageContext, StageNames
 from t2i.stages.generate import GENERATIONS_FILE, SAMPLING_FILE
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Score(Stage):
     """A generate stage."""
     scorers: tuple[Scorer, ...] = ()
     """What to score with."""
-    reward_models_from: str | tuple[str, ...] | None = None
+    reward_models_from: StageNames = None
     """Train stages with the objective bradley_terry: every aspect of their models is one more scorer, labelled by the
     stage and the aspect."""
     batch_size: int = Field(default=32, ge=1)

@@ -16,7 +16,7 @@ from t2i.data.settings import BucketSettings, CacheSettings, CaptionPhase, Datas
 from t2i.data.sources import ImageSource, ImageSources
 from t2i.objectives import AnyObjective, DenoiserObjective, Denoising, DiffusionDPO, DiffusionKTO
 from t2i.objectives.beta import CONVENTIONS
-from t2i.stages.base import InspectContext, Stage, StageContext
+from t2i.stages.base import InspectContext, Stage, StageContext, StageNames
 from t2i.stages.guard import GuardSettings
 from t2i.stages.train_rules import check_settings
 from t2i.training.settings import (
@@ -71,11 +71,11 @@ class Train(Stage):
     """`random` takes only the configs of the model and starts from fresh weights."""
     data: ImageSources | None = None
     """Where images come from, if not from a stage; one source or a list."""
-    data_from: str | tuple[str, ...] | None = None
+    data_from: StageNames = None
     """A caption or filter stage, or several."""
     pairs: PairSource | None = None
     """Where preference pairs come from, instead of images: for preference objectives."""
-    pairs_from: str | tuple[str, ...] | None = None
+    pairs_from: StageNames = None
     """A pair stage, or several, instead of `pairs`."""
     held_out_pairs: PairSource | None = None
     """Pairs that a reward model is measured on; some of its own prompts, held out from training, if absent."""
