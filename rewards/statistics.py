@@ -50,7 +50,7 @@ class PairedComparison:
 
     wins, ties, losses: pairs in which a is better, equal, worse. win_rate: a tie counts half. p_value: two-sided
     sign-flip test over prompts, for use with `holm`. distinguishable: the interval of the difference does not contain
-    0.
+    0; where every prompt differs by the same, so that the interval has no width, p_value is below 1 - level as well.
     """
 
     prompts: int
@@ -154,7 +154,10 @@ def paired_comparison(
     draws = resampled_means(by_prompt[:, 2:], resamples, seed)
     difference = mean_interval(by_prompt[:, 2], draws[:, 0], level)
     win, method = _win_interval(by_prompt[:, 3], draws[:, 1], level, several=len(keys) > len(prompts))
-    distinguishable = not difference.low <= 0.0 <= difference.high
+    p_value = sign_flip_p_value(by_prompt[:, 2], draws=resamples, seed=seed)
+    # A few equal differences have no spread, which says nothing about those of other prompts.
+    is_shown = p_value < 1.0 - level or not _are_equal(by_prompt[:, 2])
+    distinguishable = is_shown and not difference.low <= 0.0 <= difference.high
     return PairedComparison(
         prompts=len(prompts),
         images=len(keys),
@@ -171,10 +174,15 @@ def paired_comparison(
         win_high=win.high,
         win_method=method,
         level=level,
-        p_value=sign_flip_p_value(by_prompt[:, 2], draws=resamples, seed=seed),
+        p_value=p_value,
         distinguishable=distinguishable,
-        verdict=_verdict(difference, names, higher_is_better, distinguishable),
+        verdict=_verdict(difference, names, higher_is_better, p_value, distinguishable=distinguishable),
     )
+
+
+def _are_equal(values: Floats) -> bool:
+    """Whether values differ by no more than rounding."""
+    return float(np.ptp(values)) <= 1e-9 * float(np.abs(values).max())
 
 
 def check_partners(a: Mapping[Key, float], b: Mapping[Key, float], names: tuple[str, str]) -> None:
@@ -206,13 +214,16 @@ def _win_interval(
     return clipped, "bootstrap"
 
 
-def _verdict(difference: Interval, names: tuple[str, str], higher_is_better: bool, distinguishable: bool) -> str:
+def _verdict(
+    difference: Interval, names: tuple[str, str], higher_is_better: bool, p_value: float, *, distinguishable: bool
+) -> str:
     numbers = (
         f"{names[0]} minus {names[1]} is {difference.value:.4g}, {100 * difference.level:.4g} % interval "
         f"{difference.low:.4g} to {difference.high:.4g}, {difference.clusters} prompts"
     )
     if not distinguishable:
-        return f"not distinguishable ({numbers})"
+        has_zero = difference.low <= 0.0 <= difference.high
+        return f"not distinguishable ({numbers}{'' if has_zero else f', all the same: p {p_value:.2g}'})"
     better = names[0] if (difference.value > 0.0) == higher_is_better else names[1]
     return f"{better} is better ({numbers})"
 

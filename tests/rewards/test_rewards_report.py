@@ -154,6 +154,34 @@ def test_only_images_scored_in_both_tables_are_compared(table: ScoreTable):
     assert [pair.change for pair in pairs(table, other, "like")] == pytest.approx([-0.1] * 8)
 
 
+def one_prompt_each(folder: str, images: dict[str, tuple[str, float]]) -> ScoreTable:
+    """images: name -> (prompt, score)."""
+    rows = tuple(Row(Path("/x") / folder / name, prompt, {"like": score}) for name, (prompt, score) in images.items())
+    return ScoreTable(folder, rows, FACTS[:1])
+
+
+def test_a_missing_image_moves_no_other_to_another_partner():
+    whole = {"0.png": ("p", 0.0), "1.png": ("p", 0.1), "2.png": ("p", 0.2), "3.png": ("q", 0.5)}
+    lacking = {name: one for name, one in whole.items() if name != "0.png"}
+    a, b = one_prompt_each("a", whole), one_prompt_each("b", lacking)
+    for one, other in ((a, b), (b, a)):
+        assert [(pair.a.image.name, pair.b.image.name) for pair in pairs(one, other, "like")] == [
+            (name, name) for name in ("1.png", "2.png", "3.png")
+        ]
+        found = compare_tables(one, other)
+        assert found.rows[0].result.difference == 0.0
+        assert found.gaps == ("like: 1 images without a partner are left out",)
+
+
+def test_images_of_other_names_are_paired_in_order_where_there_are_as_many_of_each_prompt():
+    a = one_prompt_each("a", {"0.png": ("p", 0.0), "1.png": ("p", 0.1), "2.png": ("q", 0.5)})
+    named = {"x.png": ("q", 0.5), "y.png": ("p", 0.0), "z.png": ("p", 0.1)}
+    assert compare_tables(a, one_prompt_each("b", named)).rows[0].result.ties == 3
+    del named["y.png"]
+    with pytest.raises(InputError, match="'p' has 2 images in a and 1 in b, of other names, so which belong together"):
+        compare_tables(a, one_prompt_each("b", named))
+
+
 def test_scores_of_other_weights_are_not_compared(table: ScoreTable):
     other = (ScorerFacts("like", "like/1/cc", "likes, 0 to 1", True, True), FACTS[1])
     with pytest.raises(InputError, match="like is like/1/aa in first and like/1/cc in second"):

@@ -190,6 +190,17 @@ def test_identical_sets_are_not_distinguishable_and_all_ties():
     assert not found.distinguishable
 
 
+@pytest.mark.parametrize(("prompts", "p_value", "shown"), [(2, 2 / 4, False), (5, 2 / 32, False), (6, 2 / 64, True)])
+def test_equal_differences_of_few_prompts_show_nothing(prompts: int, p_value: float, shown: bool):
+    zero, one, tenth = ({str(number): value for number in range(prompts)} for value in (0.0, 1.0, 0.1))
+    found = paired_comparison(one, zero)
+    assert (found.difference, found.low, found.high, found.p_value) == (1.0, 1.0, 1.0, p_value)
+    assert (found.distinguishable, "not distinguishable" in found.verdict) == (shown, not shown)
+    assert f"{prompts} prompts, all the same: p" in found.verdict or shown
+    uneven = {key: 0.1 + number * 1e-17 for number, key in enumerate(tenth)}
+    assert paired_comparison(zero, uneven).distinguishable == shown
+
+
 def test_keys_without_a_partner_are_listed():
     with pytest.raises(InputError, match=r"base lacks 1 of the keys of tuned: 'r'"):
         paired_comparison({"p": 1.0, "q": 1.0, "r": 1.0}, {"p": 1.0, "q": 1.0}, names=("tuned", "base"))
