@@ -11,16 +11,17 @@ from t2i.stages.score import SCORERS_FILE
 from t2i.training.outputs import trained_model
 
 
-def optimised_against(folder: Path) -> set[str]:
-    """Ids of the scorers by which a stage somewhere before this folder said which images are better, or good enough:
-    `pair`, `best_of`, and `filter` by scores.
+def optimised_against(folder: Path, *, picks: bool = True) -> set[str]:
+    """Ids of the scorers by which a stage somewhere before this folder said which images, or which weights, are better
+    or good enough: `pair`, `best_of`, `filter` by scores, and `pick`.
 
     Whoever wrote the recipe may have forgotten to give them `role: train`. A folder that does not say what it was made
-    from has no such scorers.
+    from has no such scorers. picks: whether `pick` counts: nothing was trained on what it chose by.
     """
     return {
         row["id"]
         for ancestor in _ancestors(folder)
+        if picks or _read(ancestor / "config.json").get("identity", {}).get("type") != "pick"
         for row in _deciding(ancestor)
         if row.get("id")  # score files of others have none
     }
@@ -89,19 +90,19 @@ def _labels(identity: dict[str, Any]) -> set[str]:
     fields = identity.get("fields", {})
     if identity.get("type") == "pair":
         return set(fields["rule"]["scorers"]) if fields.get("rule") else set()
-    if identity.get("type") == "best_of":
+    if identity.get("type") in ("best_of", "pick"):
         return {fields["scorer"]}
     rules = fields.get("scores", ()) if identity.get("type") == "filter" else ()
     return {rule["recorded"] for rule in rules if rule.get("recorded")}
 
 
 def _scored_by(folder: Path) -> Iterator[Path]:
-    """The score stages nearest before a folder."""
-    for source in _inputs(folder):
-        if (source / SCORERS_FILE).is_file():
-            yield source
-        else:
-            yield from _scored_by(source)
+    """The score stages that a stage reads, or else those nearest before it."""
+    sources = _inputs(folder)
+    read = [source for source in sources if (source / SCORERS_FILE).is_file()]
+    yield from read
+    for source in () if read else sources:
+        yield from _scored_by(source)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class Pick(Stage):
         from t2i.errors import ConfigError, DataError
 
         described = shared_scorer(folders, self.scorer, "scorer")
-        used = {one for folder in folders for one in optimised_against(folder)}
+        used = {one for folder in folders for one in optimised_against(folder, picks=False)}
         if any(row["role"] == "train" or row.get("id") in used for row in described):
             raise ConfigError(f"scorer: {self.scorer!r} was trained on, so it cannot say when to stop; use another.")
         tables = [list(read_jsonl(folder / SCORES_FILE, ScoredImage)) for folder in folders]

@@ -13,6 +13,7 @@ import tiny
 from t2i.errors import T2IError
 from t2i.records import ScoredImage, read_jsonl, write_jsonl
 from t2i.stages.compare import Compare
+from t2i.stages.lineage import optimised_against
 
 SCORERS = [
     {
@@ -228,3 +229,16 @@ def test_a_scorer_that_chose_the_pairs_is_marked_although_nobody_said_so(tmp_pat
     made(b, [made(tmp_path / "images", [candidates])])
     rows, _ = compare(tmp_path, a, b)
     assert {found["role"] for found in rows.values()} == {"held_out"}
+
+
+def test_a_scorer_that_picked_the_weights_is_marked_and_those_of_their_training_are_not(tmp_path: Path) -> None:
+    scorers = [row | {"id": f"id of {row['label']}", "role": "held_out"} for row in SCORERS]
+    rounds = arm(tmp_path / "rounds", base, scorers)
+    earlier = made(arm(tmp_path / "earlier", base, [row | {"id": f"old {row['label']}"} for row in scorers]), [])
+    train = made(tmp_path / "train", [earlier], "train")
+    pick = made(tmp_path / "pick", [train, rounds], "pick", {"scorer": "judge"})
+    a, b = (arm(tmp_path / name, base, scorers) for name in ("a", "b"))
+    rows, _ = compare(tmp_path, made(a, []), made(b, [made(tmp_path / "images", [pick])]))
+    assert {label: found["role"] for label, found in rows.items()} == {"judge": "train", "loss": "held_out"}
+    assert optimised_against(b) == {"id of judge"}
+    assert optimised_against(b, picks=False) == set()
