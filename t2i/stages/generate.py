@@ -101,15 +101,18 @@ class Generate(Stage):
             for sample in range(self.images_per_prompt)
         ]
         (context.folder / "images").mkdir(exist_ok=True)
+        texts = [self._text(row) for row in rows if row.sample == 0]
         sampler: Sampler | None = None
         with progress_bar("generating", 0, len(rows)) as advance:
             for start in range(0, len(rows), self.batch_size):
                 batch = rows[start : start + self.batch_size]
                 # An unfinished batch is redone whole: a part of it would be another batch, and other bits.
                 if not all((context.folder / row.image).exists() for row in batch):
-                    sampler = sampler or self._sampler(context, [self._text(row) for row in rows if row.sample == 0])
+                    sampler = sampler or self._sampler(context, texts)
                     self._generate(sampler, batch, context.folder)
                 advance(min(start + self.batch_size, len(rows)))
+        if not (context.folder / CUT_PROMPTS_FILE).is_file():
+            self._sampler(context, texts)
         record = json.dumps(self._record(context), indent=2, sort_keys=True)
         write_text(context.folder / SAMPLING_FILE, record + "\n")
         write_jsonl(context.folder / GENERATIONS_FILE, rows)
@@ -141,7 +144,7 @@ class Generate(Stage):
         return EncoderTexts(row.prompt, tuple((encoder, row.expanded) for encoder in self.expand_for))
 
     def _sampler(self, context: StageContext, prompts: list[EncoderPrompt]) -> Sampler:
-        """Load the model, and write down which prompts it cuts: a run that finds all images there loads none."""
+        """Load the model, and write down which prompts it cuts: a run that finds that and all images loads none."""
         from t2i.sampling import Sampler
 
         model, revision, adapter = self._weights(context)

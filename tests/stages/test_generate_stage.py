@@ -62,6 +62,8 @@ def test_prompts_that_the_text_encoder_cuts_are_counted(tmp_path: Path) -> None:
     assert facts["summary"] == ["2 of 3 prompts are longer than the text_encoder reads"]
     # As after a kill between the last image and the end of the stage.
     assert run(tmp_path, prompts=long, images_per_prompt=1) == facts
+    (tmp_path / "cut_prompts.json").unlink()
+    assert run(tmp_path, prompts=long, images_per_prompt=1) == facts
 
 
 def test_every_prompt_gets_its_images(base: Path) -> None:
