@@ -132,7 +132,7 @@ class _Planner:
             "settings": stage.model_dump(mode="json"),
             "files": files,
         }
-        status, reason = _status(self.directory, folder, config)
+        status, reason = _status(stage, self.directory, folder, config)
         if twin:
             status, reason = "skip", f"the same work as {twin.name}"
         if needless:
@@ -155,10 +155,10 @@ def _needless(recipe: Recipe, name: str, before: Iterable[PlannedStage], waiting
     return recipe.stop.reason(name, recipe.stages, ran)
 
 
-def _status(directory: RunDirectory, folder: Path, config: JsonObject) -> tuple[Status, str]:
+def _status(stage: Stage, directory: RunDirectory, folder: Path, config: JsonObject) -> tuple[Status, str]:
     done = read_done(folder)
     if done is not None:
-        wrong = damage(folder, done)
+        wrong = damage(folder, done) or stage.unmet(done.facts)
         if wrong:
             return "resume", f"was finished, but {wrong}"
         return "skip", f"finished {done.finished}, {len(done.files)} files"

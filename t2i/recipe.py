@@ -113,6 +113,7 @@ class _Loader:
                 for draft, key, message in stop_problems(file.rounds, matrix, drafts, self.stage_types)
             ]
         stages = [self._stage(draft) for draft in drafts]
+        self._check_together(drafts, stages)
         raise_problems(self.problems)
         assert file is not None, "a file that cannot be read has problems"
         valid = tuple(stage for stage in stages if stage is not None)
@@ -269,6 +270,16 @@ class _Loader:
             return None
         self._check_paths(stage, report)
         return stage
+
+    def _check_together(self, drafts: Sequence[Draft], stages: Sequence[Stage | None]) -> None:
+        """Report stages that cannot follow those they read."""
+        earlier: dict[str, Stage] = {}
+        for draft, stage in zip(drafts, stages, strict=True):
+            field, message = ("", "") if stage is None else stage.misfit(earlier)
+            if message:
+                self.problems.append(draft.written(self.document).problem((field,), message))
+            if stage is not None:
+                earlier[stage.label] = stage
 
     def _check_paths(self, model: FrozenModel, report: Report) -> None:
         """Report local paths that do not exist."""

@@ -96,6 +96,20 @@ class Stage(FrozenModel, ABC):
     def check(self) -> None:
         """Raise for what is wrong whatever earlier stages find. Called for every stage before the first one runs."""
 
+    def misfit(self, earlier: Mapping[str, Stage]) -> tuple[str, str]:
+        """(field, what is wrong with it) where this stage cannot follow the stages it reads; empty if it can.
+
+        earlier: name -> stage, of all before this one. For what the kinds of stages do not tell; see `accepts`.
+        """
+        return "", ""
+
+    def unmet(self, facts: Mapping[str, JsonValue]) -> str:
+        """Why its finished folder, with these facts, is not what it asks for now, in words; empty if it is.
+
+        For fields outside the fingerprint that say whether what was written will do.
+        """
+        return ""
+
     def decided(self, inputs: Mapping[str, Sequence[tuple[str, Path]]]) -> str:
         """Why what it reads of the first rounds is all it needs, in words; empty if it needs the next one as well.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ from t2i.errors import ConfigError, DataError
 from t2i.files import write_parts
 from t2i.records import CaptionedImage
 from t2i.stages.base import InspectContext, Stage, StageContext
+from t2i.stages.filter import Filter
 
 if TYPE_CHECKING:
     from t2i.data.preview import Preview
@@ -32,6 +33,10 @@ SHARDS_FOLDER = "shards"
 REFUSED_FILE = "refused.jsonl"
 SHOWN = 10
 """Images without a caption that an error names."""
+_UNWATCHED = (
+    "files beside the images of a `records` source are not watched; read their folder with `data: {type: folder}`"
+)
+"""The file of records is hashed, what lies beside its images is not: an edited caption would not be seen."""
 SHARD_SIZE = 256
 """Images of a shard: fixed, so that an interrupted run goes on at the same boundaries."""
 
@@ -60,7 +65,8 @@ class CaptionStage(Stage):
     adapter_from: str | None = None
     """A tune_captioner stage, whose adapter the `vlm` captioner wears."""
     max_refused: float = speed_only(1.0, ge=0, le=1)
-    """Largest share of images without a caption before the stage fails; 0 demands a caption for every image."""
+    """Largest share of images without a caption before the stage fails; 0 demands a caption for every image. What was
+    finished with more is not finished any more."""
     workers: int = speed_only(1, ge=1, le=64)
     """Processes that caption side by side, each with a captioner of its own."""
 
@@ -73,17 +79,28 @@ class CaptionStage(Stage):
         if self.captioner is None and self.data_from is not None:
             raise ValueError("captioner: without one there is nothing to do with the records of a stage")
         if isinstance(self.captioner, FilesCaptioner) and isinstance(self.data, RecordsSource):
-            # The file of records is hashed, what lies beside its images is not: an edited caption would not be seen.
-            raise ValueError(
-                "captioner: files beside the images of a `records` source are not watched; read their folder with "
-                "`data: {type: folder}`"
-            )
+            raise ValueError(f"captioner: {_UNWATCHED}")
         if self.adapter_from is not None:
             if not isinstance(self.captioner, VlmCaptioner):
                 raise ValueError("adapter_from: only a captioner of type vlm can wear an adapter")
             if self.captioner.adapter is not None:
                 raise ValueError("give `adapter_from` (a stage) or `captioner.adapter` (a folder), not both")
         return self
+
+    def misfit(self, earlier: Mapping[str, Stage]) -> tuple[str, str]:
+        source: Stage | None = self
+        # A data set stage copies its images; what it writes beside them is its own.
+        while isinstance(source, CaptionStage | Filter) and source.data_from is not None:
+            source = earlier.get(source.data_from)
+        if not isinstance(self.captioner, FilesCaptioner) or not isinstance(source, CaptionStage):
+            return "", ""
+        return ("captioner", _UNWATCHED) if isinstance(source.data, RecordsSource) else ("", "")
+
+    def unmet(self, facts: Mapping[str, JsonValue]) -> str:
+        images, refused = facts.get("images"), facts.get("refused", 0)
+        if not isinstance(images, int) or not isinstance(refused, int) or refused <= self.max_refused * images:
+            return ""
+        return f"{refused} of {images} images got no caption, and max_refused is {self.max_refused:g}"
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
         before = self._images(context)

@@ -11,8 +11,10 @@ import tiny
 from PIL import Image
 from pydantic import ValidationError
 
+from t2i import engine
 from t2i.data.sources import load_records, save_records
 from t2i.errors import ConfigError, DataError
+from t2i.recipe import Recipe
 from t2i.records import Caption, CaptionedImage
 from t2i.stages.caption import SHARD_SIZE, CaptionStage
 
@@ -143,3 +145,43 @@ def test_captions_beside_the_images_of_records_are_refused(tmp_path: Path) -> No
     fields = {"data": {"type": "records", "path": "r.jsonl"}, "captioner": {"type": "files"}}
     with pytest.raises(ValidationError, match="are not watched; read their folder"):
         tiny.from_recipe(CaptionStage, fields)
+
+
+@pytest.mark.parametrize("between", ["", "  - {type: filter, data_from: collect, min_side: 1}\n"])
+def test_captions_beside_the_images_of_records_are_refused_through_other_stages_too(
+    tmp_path: Path, between: str
+) -> None:
+    (tmp_path / "r.jsonl").write_text("")
+    source = "filter" if between else "collect"
+    text = (
+        f"stages:\n  - {{type: caption, name: collect, data: {{type: records, path: {tmp_path}/r.jsonl}}}}\n{between}"
+        f"  - {{type: caption, data_from: {source}, captioner: {{type: files}}}}\n"
+    )
+    (tmp_path / "demo.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        Recipe.load(tmp_path / "demo.yaml")
+    [line] = str(caught.value).splitlines()
+    assert line.startswith(f"{tmp_path}/demo.yaml:{4 if between else 3}  caption.captioner: files beside the images of")
+
+
+def test_what_was_finished_with_more_refused_images_is_not_finished(tmp_path: Path) -> None:
+    source = tiny.write_photographs(tmp_path / "photographs", count=3)
+    text = (source / "astronaut.txt").read_text()
+    (source / "astronaut.txt").unlink()
+    data = f"{{type: folder, path: {source}}}"
+    (tmp_path / "demo.yaml").write_text(f"stages: [{{type: caption, data: {data}, captioner: {{type: files}}}}]")
+    runs = tmp_path / "runs"
+    engine.run(Recipe.load(tmp_path / "demo.yaml"), runs)
+    strict = Recipe.load(tmp_path / "demo.yaml", ["caption.max_refused=0"])
+    [planned] = engine.plan(strict, runs)
+    assert (planned.status, planned.reason) == (
+        "resume",
+        "was finished, but 1 of 3 images got no caption, and max_refused is 0",
+    )
+    with pytest.raises(DataError, match="1 of 3 images got no caption"):
+        engine.run(strict, runs)
+    assert [item.status for item in engine.run(Recipe.load(tmp_path / "demo.yaml"), runs)] == ["resume"]
+    assert [item.status for item in engine.plan(Recipe.load(tmp_path / "demo.yaml"), runs)] == ["skip"]
+    (source / "astronaut.txt").write_text(text)
+    engine.run(strict, runs)
+    assert [item.status for item in engine.plan(strict, runs)] == ["skip"]
