@@ -6,6 +6,6 @@ Nothing here knows a stage or computes a statistic: the numbers come in as the f
 from t2i.report.html import write_report
 from t2i.report.model import Report
 from t2i.report.sheet import write_contact_sheet
-from t2i.report.tables import comparison_table
+from t2i.report.tables import comparison_table, print_comparison
 
-__all__ = ["Report", "comparison_table", "write_contact_sheet", "write_report"]
+__all__ = ["Report", "comparison_table", "print_comparison", "write_contact_sheet", "write_report"]

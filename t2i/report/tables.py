@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from t2i.report.model import ComparisonRow
 from t2i.report.numbers import (
+    NO_BREAK_SPACE,
     align,
     counted,
+    headline,
     interval,
     level_words,
     number,
@@ -54,6 +56,20 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
         verdict = _two_lines(row.verdict, outcomes(row), STYLES[row.verdict])
         table.add_row(*names, _two_lines(row.scorer, row.role), Text(mean_a), Text(mean_b), *_figures(row), verdict)
     return table
+
+
+def print_comparison(rows: Sequence[ComparisonRow]) -> None:
+    """Print the table and its headline; what the terminal's encoding lacks becomes a question mark."""
+    from rich.console import Console
+
+    console = Console()
+    with console.capture() as captured:
+        console.print(comparison_table(rows))
+        console.print(headline(rows))
+    # Lines are broken by now, and many encodings have no such space.
+    text = captured.get().replace(NO_BREAK_SPACE, " ")
+    console.file.write(text.encode(console.encoding, "replace").decode(console.encoding))
+    console.file.flush()
 
 
 def _prompts(rows: Sequence[ComparisonRow]) -> str:

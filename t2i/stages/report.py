@@ -41,18 +41,14 @@ class ReportStage(Stage):
     """Prompts shown as worst and as most changed."""
 
     def run(self, context: StageContext) -> dict[str, Any]:
-        from rich.console import Console
-
-        from t2i.report import comparison_table, write_contact_sheet, write_report
+        from t2i.report import print_comparison, write_contact_sheet, write_report
         from t2i.report.numbers import headline
 
         report = self._collect(context)
         write_report(report, context.folder)
         if report.panels:
             write_contact_sheet(report.panels, [arm.name for arm in report.arms], context.folder / SHEET_FILE)
-        console = Console()
-        console.print(comparison_table(report.comparisons))
-        console.print(headline(report.comparisons))
+        print_comparison(report.comparisons)
         return {"report": REPORT_FILE, "headline": headline(report.comparisons)}
 
     def _collect(self, context: StageContext) -> Report:

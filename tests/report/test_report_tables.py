@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
-from t2i.report import comparison_table
+from t2i.report import comparison_table, print_comparison
 from t2i.report.model import ComparisonRow
 
 
@@ -58,3 +59,14 @@ def test_several_pairs_of_arms_are_named_in_each_row(comparison: ComparisonRow) 
 
 def test_no_rows_give_an_empty_table() -> None:
     assert comparison_table([]).row_count == 0
+
+
+def test_a_terminal_without_a_letter_shows_a_question_mark(
+    comparison: ComparisonRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for encoding, shown in (("ascii", "gr?n"), ("utf-8", "grün")):
+        written = io.BytesIO()
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding, newline="\n"))
+        print_comparison([replace(comparison, scorer="grün")])
+        text = written.getvalue().decode(encoding)
+        assert f"on {shown}: +0.081 [0.050, 0.112] over 240 prompts." in " ".join(text.split())
