@@ -31,17 +31,21 @@ def speed_only(default: Any, **constraints: Any) -> Any:
 
 @dataclass(frozen=True)
 class PathMark:
-    """Says that a string names files whose content decides what a stage writes."""
+    """Says that a string names files whose content decides what a stage writes.
+
+    written: keys of a mapping whose files are filled while the stage runs, and decide nothing.
+    """
 
     may_be_hub_id: bool
+    written: tuple[str, ...] = ()
 
 
 LocalPath = Annotated[str, PathMark(may_be_hub_id=False)]
 """A file or folder (`pkg:package/path` for package data); its content goes into the fingerprint."""
 ModelPath = Annotated[str, PathMark(may_be_hub_id=True)]
 """A hub id, or a local folder: hashed if it exists or begins with `pkg:`, `/`, `./`, `../` or `~`."""
-Options = Annotated[dict[str, str | int | float | bool], PathMark(may_be_hub_id=True)]
-"""Options of something that only it can read; a text among them may name files, as a `ModelPath` does."""
+Options = Annotated[dict[str, str | int | float | bool], PathMark(may_be_hub_id=True, written=("answers",))]
+"""Options of a scorer; a text among them may name files, as a `ModelPath` does. `answers` is a cache of its own."""
 
 PathVisitor = Callable[[Key, PathMark, str], JsonValue]
 """Called for every path in a model with its key, its mark and the string; returns what to put in its place."""
@@ -67,7 +71,8 @@ def _output_value(value: object, mark: PathMark | None, visit: PathVisitor, key:
     if isinstance(value, list | tuple):
         return [_output_value(item, mark, visit, (*key, index)) for index, item in enumerate(value)]
     if isinstance(value, Mapping):
-        return {str(name): _output_value(item, mark, visit, (*key, str(name))) for name, item in value.items()}
+        read = {name: None if mark and name in mark.written else mark for name in value}
+        return {str(name): _output_value(item, read[name], visit, (*key, str(name))) for name, item in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"{'.'.join(map(str, key))}: a recipe cannot hold a {type(value).__name__}")

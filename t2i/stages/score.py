@@ -37,7 +37,7 @@ class Scorer(FrozenModel):
     revision: str | None = None
     """Commit or tag of hub weights."""
     options: Options = Field(default_factory=dict)
-    """Further options of the scorer. What is in files that they name decides the scores."""
+    """Further options of the scorer. Files that they name are watched, but for `answers`, which it fills itself."""
     role: Role = "held_out"
     """`train` if something was optimised against it, which tables then say; `control` for brightness and the like."""
 

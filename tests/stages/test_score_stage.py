@@ -55,10 +55,12 @@ class Listed(Words):
 
     name: ClassVar[str] = "listed"
 
-    def __init__(self, lines: str, note: str = "") -> None:
-        self.lines = lines
+    def __init__(self, lines: str, note: str = "", answers: str = "") -> None:
+        self.lines, self.answers = lines, answers
 
     def score(self, images: Sequence[Any], prompts: Sequence[str] | None = None) -> np.ndarray:
+        if self.answers:
+            Path(self.answers).write_text("asked")
         return np.full(len(images), len(Path(self.lines).read_text().splitlines()), dtype=np.float32)
 
 
@@ -198,11 +200,10 @@ stages:
 """
 
 
-def mean(folder: Path, lines: str, note: str = "") -> float:
+def mean(folder: Path, lines: str, **options: str) -> float:
     """Of a whole run with a scorer that reads a file."""
-    (folder / "demo.yaml").write_text(
-        OPTIONS_RECIPE.format(model=tiny.sd1(), options=json.dumps({"lines": lines, "note": note}))
-    )
+    given = json.dumps({"lines": lines, "note": "", **options})
+    (folder / "demo.yaml").write_text(OPTIONS_RECIPE.format(model=tiny.sd1(), options=given))
     planned = engine.run(Recipe.load(folder / "demo.yaml"), folder / "runs")
     return json.loads((planned[1].folder / "done.json").read_text())["facts"]["means"]["listed"]
 
@@ -215,6 +216,15 @@ def test_a_file_that_an_option_names_is_watched(tmp_path: Path) -> None:
     said = {item.name: item.reason for item in engine.plan(Recipe.load(tmp_path / "demo.yaml"), tmp_path / "runs")}
     assert said["score"] == f"scorers.0.options.lines: content of {questions} changed"
     assert mean(tmp_path, str(questions)) == 2
+
+
+def test_a_cache_that_a_scorer_fills_decides_nothing(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text("one\n")
+    cache = tmp_path / "answers.jsonl"
+    assert mean(tmp_path, str(tmp_path / "q.jsonl"), answers=str(cache)) == 1
+    assert cache.read_text() == "asked"
+    [_, planned] = engine.plan(Recipe.load(tmp_path / "demo.yaml"), tmp_path / "runs")
+    assert planned.status == "skip"
 
 
 def test_options_find_files_as_recipes_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
