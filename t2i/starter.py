@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t2i.captioners import FilesCaptioner
-from t2i.data.images import list_images
+from t2i.data.images import list_images, pictures_not_read, told_not_read
 from t2i.errors import ConfigError, DataError, ModelError
 from t2i.files import check_new, write_text
 from t2i.recipe import is_safe_name
@@ -143,7 +143,8 @@ def write_starter(folder: str, model: str, output: Path) -> str:
     known = "could not be looked at, so that its size and sampling are left to be filled in"
     if recognised is not None:
         known = f"is of family {recognised.family}, made for {recognised.size_px} px"
-    found = f"{found}; the model {known}"
+    not_read = told_not_read(pictures_not_read(Path(folder).expanduser()))
+    found = "; ".join(filter(None, (found, not_read, f"the model {known}")))
     prompts = captions[:4] or ["a picture as you would describe it"]
     text = _TEMPLATE.format(
         folder=json.dumps(folder),

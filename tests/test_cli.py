@@ -198,9 +198,11 @@ def test_init_writes_a_recipe_that_plans(tmp_path: Path, monkeypatch: pytest.Mon
     for name in ("a", "b"):
         Image.new("RGB", (8, 8)).save(tmp_path / "my pictures" / f"{name}.png")
     (tmp_path / "my pictures" / "a.txt").write_text('a "dark" square: nothing else\n')
+    (tmp_path / "my pictures" / "c.heic").write_bytes(b"")
     written = t2i("init", "my pictures", "--model", "org/model")
     assert written.exit_code == 0, written.output
     assert written.stdout.startswith("2 pictures, 1 of them with a caption")
+    assert "; 1 pictures are of formats that are not read: my pictures/c.heic; " in written.stdout
     assert 'a \\"dark\\" square: nothing else' in (tmp_path / "recipe.yaml").read_text()
     names = [line.split()[1] for line in t2i("plan", "recipe.yaml").stdout.splitlines()]
     assert names == ["caption", "filter", "train", "before", "after", "export"]

@@ -13,14 +13,19 @@ from PIL import Image, UnidentifiedImageError
 
 from t2i.data.colour import is_opaque, to_grey, to_rgb
 from t2i.errors import DataError
-from t2i.json_values import unwritable
+from t2i.json_values import printable, unwritable
 from t2i.records import CaptionedImage
 from t2i.resources import files_in
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff"})
+OTHER_PICTURES = frozenset(
+    {".ai", ".arw", ".avif", ".cr2", ".cr3", ".dng", ".eps", ".exr", ".gif", ".heic", ".heif", ".hif", ".ico", ".j2k"}
+    | {".jp2", ".jxl", ".nef", ".orf", ".pbm", ".pgm", ".pnm", ".ppm", ".psd", ".qoi", ".raf", ".svg", ".tga", ".xcf"}
+)
+"""Endings of pictures that are not read: vectors, films, camera raw, layers, and what not every Pillow decodes."""
 MASK_ENDING = ".mask.png"
 """`picture.mask.png` is the mask of `picture.jpg` beside it."""
 ORIENTATION = 0x0112
@@ -54,8 +59,21 @@ def list_images(folder: Path) -> list[Path]:
         if problem := unwritable(str(path)):
             raise DataError(f"{folder}: an image is called {problem}; rename it.")
     if not found:
-        raise DataError(f"{folder}: no image found; known endings: {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        others = told_not_read(pictures_not_read(folder))
+        known = f"known endings: {', '.join(sorted(IMAGE_SUFFIXES))}"
+        raise DataError(f"{folder}: no image found; {known}." + (f" {others}." if others else ""))
     return found
+
+
+def pictures_not_read(folder: Path) -> list[str]:
+    """Files anywhere below a folder that `list_images` leaves out although they are pictures, by their ending."""
+    return sorted(printable(str(path)) for path in files_in(folder) if path.suffix.lower() in OTHER_PICTURES)
+
+
+def told_not_read(names: Sequence[str]) -> str:
+    """How many pictures are not read, and the first of them; empty for none."""
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f"{len(names)} pictures are of formats that are not read: {shown}" if names else ""
 
 
 def _is_mask(path: Path, pictured: set[Path]) -> bool:

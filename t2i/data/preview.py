@@ -19,7 +19,7 @@ from t2i.resources import resolve_path
 class Preview:
     """records: with an empty id where no bytes were read. has_captions: False if a model is still to write them.
 
-    not_read: rows of the source that a run refuses or leaves out, each with its reason.
+    not_read: rows of the source that a run refuses or leaves out, each with its reason; pictures that it leaves out.
     """
 
     records: Sequence[CaptionedImage]
@@ -33,7 +33,7 @@ def preview_source(source: ImageSource) -> Preview | None:
     Raises DataError that lists images whose headers cannot be read.
     """
     if isinstance(source, FolderSource):
-        return Preview(_headers(source))
+        return Preview(_headers(source), not_read=source.not_read())
     if isinstance(source, RecordsSource):
         return Preview(list(iterate_records(resolve_path(source.path))))
     if isinstance(source, FormatSource) and not isinstance(source, HubSource):

@@ -42,6 +42,12 @@ class FolderSource(FrozenModel):
         for path in list_images(resolve_path(self.path)):
             yield (str(path), *seen_size(path))
 
+    def not_read(self) -> list[str]:
+        """Pictures in the folder whose formats are not read."""
+        from t2i.data.images import pictures_not_read
+
+        return pictures_not_read(resolve_path(self.path))
+
     def materialize(self, folder: Path, seed: int) -> list[CaptionedImage]:
         """One record per image. Raises DataError that lists the unreadable ones."""
         return list(self.read(folder, seed))

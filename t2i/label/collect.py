@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from t2i.data.images import IMAGE_SUFFIXES, content_id, list_images
+from t2i.data.images import IMAGE_SUFFIXES, content_id, list_images, pictures_not_read, told_not_read
 from t2i.data.pairs import PAIRS_FILE, iterate_pairs
 from t2i.errors import DataError
 from t2i.records import GeneratedImage, PreferencePair, read_jsonl
@@ -91,8 +91,11 @@ def _generations(source: Path) -> list[GeneratedImage]:
 
 
 def _pictures(source: Path) -> dict[str, Path]:
-    """Path below the folder, without its ending -> file."""
-    return {path.relative_to(source).with_suffix("").as_posix(): path for path in list_images(source)}
+    """Path below the folder, without its ending -> file. Raises DataError for pictures that would be left out."""
+    found = {path.relative_to(source).with_suffix("").as_posix(): path for path in list_images(source)}
+    if not_read := told_not_read(pictures_not_read(source)):
+        raise DataError(f"{source}: {not_read}; convert them to PNG or JPEG, or move them away.")
+    return found
 
 
 def _check_same(left: Mapping[Key, object], right: Mapping[Key, object], sources: tuple[Path, Path]) -> None:

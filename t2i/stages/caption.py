@@ -15,7 +15,7 @@ from t2i.captioners import Answer, AnyCaptioner, Captioner, FilesCaptioner, Refu
 from t2i.captioners.work import CaptionTask, answer_from
 from t2i.config import speed_only
 from t2i.data.generated import generated_records
-from t2i.data.sources import RECORDS_FILE, ImageSource, RecordsSource, image_name, save_records
+from t2i.data.sources import RECORDS_FILE, FolderSource, ImageSource, RecordsSource, image_name, save_records
 from t2i.errors import ConfigError, DataError
 from t2i.files import write_parts
 from t2i.records import CaptionedImage
@@ -144,7 +144,7 @@ class CaptionStage(Stage):
     def run(self, context: StageContext) -> dict[str, Any]:
         captioner = self._captioner(context)
         if captioner is None:
-            return {"images": len(self._records(context, RECORDS_FILE))}
+            return {"images": len(self._records(context, RECORDS_FILE)), **self._summary()}
         records = self._records(context, COLLECTED_FILE)
         _check_alt(captioner, records)
         captioner.check(Path(row.image) for row in records)
@@ -154,7 +154,14 @@ class CaptionStage(Stage):
         save_records(context.folder, (_with(row, answer_from(values)) for row, values in rows))
         shutil.rmtree(context.folder / SHARDS_FOLDER)
         (context.folder / COLLECTED_FILE).unlink(missing_ok=True)
-        return {"images": len(records), "captioned": len(records) - refused, "refused": refused}
+        return {"images": len(records), "captioned": len(records) - refused, "refused": refused, **self._summary()}
+
+    def _summary(self) -> dict[str, list[str]]:
+        """What the screen shows of pictures in the folder that were left out."""
+        from t2i.data.images import told_not_read
+
+        told = told_not_read(self.data.not_read()) if isinstance(self.data, FolderSource) else ""
+        return {"summary": [told]} if told else {}
 
     def _captioner(self, context: StageContext) -> AnyCaptioner | None:
         """The captioner, wearing the adapter of a stage if one is named."""

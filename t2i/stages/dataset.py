@@ -19,6 +19,8 @@ from t2i.records import CaptionedImage
 from t2i.stages.base import Stage, StageContext
 
 IMAGES = "images"
+_JPEG_ENDINGS = {".jfif": ".jpg", ".jpe": ".jpg"}
+"""Endings that other tools pass over."""
 
 
 class ParquetFormat(FrozenModel):
@@ -185,7 +187,7 @@ class DatasetStage(Stage):
                 data = without_metadata(data, source.suffix, str(source))
             name = hashlib.sha256(data).hexdigest()[:32]
             once.check(name, str(source))
-            path = images / f"{name}{source.suffix.lower()}"
+            path = images / f"{name}{_JPEG_ENDINGS.get(source.suffix.lower(), source.suffix.lower())}"
             if not path.exists():
                 write_bytes(path, data)
             mask = source.with_name(source.stem + MASK_ENDING)

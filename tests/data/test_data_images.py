@@ -10,7 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from t2i.data.images import crop_to, list_images, open_image, seen_size, to_pixels
+from t2i.data.images import (
+    crop_to,
+    list_images,
+    open_image,
+    pictures_not_read,
+    seen_size,
+    to_pixels,
+    told_not_read,
+)
 from t2i.errors import DataError
 
 # Two rows of three pixels, all different.
@@ -157,7 +165,7 @@ def test_cmyk(tmp_path: Path) -> None:
     assert np.abs(found.astype(int) - [255, 0, 0]).max() < 16
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "tif", "tiff"])
 def test_every_listed_kind_of_file_can_be_read(tmp_path: Path, suffix: str) -> None:
     found = saved(tmp_path, Image.new("RGB", (16, 16), (200, 100, 50)), f"a.{suffix}")
     assert np.abs(found.astype(int) - [200, 100, 50]).max() < 8
@@ -188,6 +196,21 @@ def test_images_are_listed_by_path_without_hidden_ones(tmp_path: Path) -> None:
     assert [str(path.relative_to(tmp_path)) for path in list_images(tmp_path)] == ["a.jpg", "b/1.png", "b/2.PNG"]
 
 
+def test_pictures_of_other_formats_are_told(tmp_path: Path) -> None:
+    for name in ("b/c.HEIC", "a.gif", "a.txt", ".b.avif", "notes.pdf"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    others = pictures_not_read(tmp_path)
+    assert others == [f"{tmp_path}/a.gif", f"{tmp_path}/b/c.HEIC"]
+    assert told_not_read(others) == (
+        f"2 pictures are of formats that are not read: {tmp_path}/a.gif, {tmp_path}/b/c.HEIC"
+    )
+    assert told_not_read(["a"] * 6).endswith(": a, a, a, a, a, ...")
+    assert told_not_read([]) == ""
+    with pytest.raises(DataError, match=r"no image found; known endings: .*\. 2 pictures are of formats .*/a\.gif, "):
+        list_images(tmp_path)
+
+
 def test_hidden_parent_folder_hides_nothing(tmp_path: Path) -> None:
     (tmp_path / ".cache/images").mkdir(parents=True)
     (tmp_path / ".cache/images/a.png").write_bytes(b"")
@@ -198,7 +221,7 @@ def test_missing_and_empty_folders_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder of images"):
         list_images(tmp_path / "none")
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(DataError, match=r"no image found; known endings: \.bmp, \.jpeg"):
+    with pytest.raises(DataError, match=r"no image found; known endings: \.bmp, \.jfif"):
         list_images(tmp_path)
 
 

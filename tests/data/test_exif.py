@@ -50,6 +50,8 @@ def test_metadata_go_and_pixels_and_orientation_stay(suffix: str, orientation: i
     assert np.array_equal(seen(bare), seen(data))
     assert seen(bare).shape == ((16, 24, 3) if orientation == 1 else (24, 16, 3))
     assert without_metadata(bare, suffix, "a") == bare
+    if suffix == ".jpg":
+        assert [without_metadata(data, other, "a") for other in (".jpeg", ".jpe", ".JFIF")] == [bare] * 3
     with Image.open(io.BytesIO(bare)) as image:
         assert set(image.getexif()) <= {0x0112}
 

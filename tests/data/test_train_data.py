@@ -143,6 +143,19 @@ def test_several_sources_of_one_kind_do_not_overwrite_each_other(tmp_path: Path)
     assert len({path.read_bytes() for path in images}) == len(images) == 4
 
 
+def test_inspect_names_the_rows_of_a_source_that_a_run_drops(tmp_path: Path) -> None:
+    source = tiny.write_photographs(tmp_path / "own", count=3)
+    rows = {name: ["a wall"] for name in ("astronaut.png", "chelsea.png", "gone.png")}
+    (source / "captions.json").write_text(json.dumps(rows))
+    data = {"type": "captions_json", "path": str(source), "broken": "drop"}
+    given = {**BASE, "model": str(tiny.sd1()), "data": data, "captions": {"caption": 1}, "loop": LOOP, "resolution": 32}
+    del given["data_from"]
+    facts = tiny.from_recipe(Train, given).inspect(InspectContext({}, 7))
+    assert facts["images"] == 2
+    [line] = facts["not read"]  # type: ignore[misc]
+    assert "gone.png: no such image" in str(line)
+
+
 def test_inspect_counts_buckets_and_names_misfits_from_records(tmp_path: Path) -> None:
     stage = pictures(tmp_path, "own", [(48, 48), (60, 42), (48, 48), (60, 42), (200, 20)], "dog {}")
     context = InspectContext({"data_from": [Preview(RecordTable(stage / RECORDS_FILE))]}, 7)

@@ -47,6 +47,13 @@ def test_two_folders_of_pictures_are_paired_by_name_and_equal_images_left_out(tm
     assert found.equal == 1
 
 
+def test_folder_with_pictures_that_are_not_read_is_refused(tmp_path: Path) -> None:
+    red, blue = folders(tmp_path)
+    (blue / "1.avif").write_bytes(b"")
+    with pytest.raises(DataError, match=r"1 pictures are of formats that are not read: .*1\.avif; convert them"):
+        collect([red, blue])
+
+
 def test_a_file_of_pairs_is_shown_without_what_it_says_of_them(tmp_path: Path) -> None:
     red, blue = folders(tmp_path)
     rows = [PreferencePair("p", str(red / "0.png"), str(blue / "0.png"), source="pickscore", extra={"score": 3})]

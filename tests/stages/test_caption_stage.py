@@ -16,6 +16,7 @@ from t2i.data.sources import load_records, save_records
 from t2i.errors import ConfigError, DataError
 from t2i.recipe import Recipe
 from t2i.records import Caption, CaptionedImage
+from t2i.stages.base import InspectContext
 from t2i.stages.caption import SHARD_SIZE, CaptionStage
 
 
@@ -36,6 +37,16 @@ def test_every_image_gets_its_own_caption(tmp_path: Path) -> None:
     rows = load_records(tmp_path / "run/caption/records.jsonl")
     assert {Path(row.image).stem: row.caption("caption") for row in rows} == tiny.PHOTOGRAPHS
     assert refused(tmp_path / "run/caption") == {}
+
+
+@pytest.mark.parametrize("captioner", [None, {"type": "files"}])
+def test_pictures_of_formats_that_are_not_read_are_told(tmp_path: Path, captioner: dict[str, str] | None) -> None:
+    source = tiny.write_photographs(tmp_path / "photographs", count=2)
+    (source / "loop.gif").write_bytes(b"")
+    facts = run(tmp_path / "run/caption", source, captioner=captioner)
+    assert facts["summary"] == [f"1 pictures are of formats that are not read: {source}/loop.gif"]
+    stage = CaptionStage.model_validate({"data": {"type": "folder", "path": str(source)}, "captioner": captioner})
+    assert stage.inspect(InspectContext({}, 0)) == {"images": 2, "not read": [f"{source}/loop.gif"]}
 
 
 def test_images_without_a_usable_sidecar_are_listed_and_kept(tmp_path: Path) -> None:

@@ -111,6 +111,18 @@ def test_folder_may_be_named_from_the_working_directory(
     assert files(tmp_path / "runs/dataset") == files(written)
 
 
+@pytest.mark.parametrize("strip", [False, True])
+def test_jpeg_under_a_rare_ending_is_written_under_the_usual_one(tmp_path: Path, strip: bool) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures/a.jfif")
+    (tmp_path / "caption").mkdir()
+    save_records(tmp_path / "caption", FolderSource(path=str(tmp_path / "pictures")).read(tmp_path, 0))
+    fields = {"formats": [{"type": "parquet"}], "strip_metadata": strip}
+    tiny.run_stage(DatasetStage, tmp_path / "dataset", fields, {"data_from": tmp_path / "caption"})
+    [image] = (tmp_path / "dataset/images").iterdir()
+    assert image.suffix == ".jpg"
+
+
 def test_a_mask_goes_with_its_image(tmp_path: Path) -> None:
     source = tiny.write_photographs(tmp_path / "photographs", count=2)
     first, second = sorted(source.glob("*.png"))

@@ -136,6 +136,8 @@ def _webp(data: bytes) -> bytes:
 _FORMATS: Mapping[str, Callable[[bytes], bytes]] = {
     ".jpg": _jpeg,
     ".jpeg": _jpeg,
+    ".jpe": _jpeg,
+    ".jfif": _jpeg,
     ".png": _png,
     ".webp": _webp,
     ".bmp": lambda data: data,
