@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 LAYERS = (
     {"errors", "suggestions", "document", "credentials", "config", "records", "resources", "processes"}
-    | {"encoder_texts", "files"},
+    | {"encoder_texts", "files", "json_values"},
     {"randomness", "noise", "timesteps"},
     {"objectives", "families", "shapes", "rewards"},
     {"training", "sampling", "data", "captioners", "lora", "export", "report"},
