@@ -44,20 +44,22 @@ def target(folder: Path, layout: Layout) -> Path:
 def test_an_adapter_arrives_or_is_refused(tmp_path: Path, name: str, layout: Layout, kind: str) -> None:
     sent, expected = adapter(name, kind), reader(name, layout, kind)
     for precision in TOLERANCES if kind == "lora" else ("fp32",):
+        folder = tmp_path / precision
+        folder.mkdir()
         options: dict = {"layout": layout, "precision": precision, "metadata": {"who": "test"}}
         if expected is None:
             with pytest.raises(ModelError, match=r"no tool reads kohya files of pixart|dora_rank"):
-                write_adapter(sent, target(tmp_path, layout), family(name), **options)
-            assert list(tmp_path.iterdir()) == []
+                write_adapter(sent, target(folder, layout), family(name), **options)
+            assert list(folder.iterdir()) == []
             continue
-        exported = write_adapter(sent, target(tmp_path, layout), family(name), **options)
+        exported = write_adapter(sent, target(folder, layout), family(name), **options)
         assert exported.read_by == expected
         assert exported.error <= TOLERANCES[precision]
-        found = read_adapter(target(tmp_path, layout), layers(name))
+        found = read_adapter(target(folder, layout), layers(name))
         assert found.layout == layout
         assert found.adapter.keys() == sent.keys()
         assert {factors.rank for factors in found.adapter.values()} == {4}
-        assert [path.name for path in tmp_path.iterdir()] == [target(tmp_path, layout).name]
+        assert [path.name for path in folder.iterdir()] == [target(folder, layout).name]
 
 
 def paint(name: str) -> Tensor:
