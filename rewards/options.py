@@ -29,7 +29,7 @@ def scorer_specs(rewards: str, options: Sequence[str]) -> list[dict[str, object]
         if name not in specs:
             raise InputError(f"--option {text!r}: {name!r} is not among --rewards ({', '.join(specs)}).")
         if key == "name":
-            raise InputError(f"--option {text!r}: 'name' is no option: what scores is said by --rewards.")
+            raise InputError(f"--option {text!r}: 'name' is no option, it says what scores.")
         specs[name][key] = _value(value)
     return list(specs.values())
 

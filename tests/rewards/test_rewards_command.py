@@ -269,7 +269,7 @@ def test_a_fault_in_a_scorer_is_one_line_unless_its_traceback_is_wanted(
     [
         ("clip_iqa.batch_size=abc", "clip_iqa cannot be made with batch_size='abc': "),
         ("clip_iqa.aspect=[1]", "clip_iqa cannot be made with aspect=[1]: "),
-        ("clip_iqa.name=brightness", "'name' is no option: what scores is said by --rewards"),
+        ("clip_iqa.name=brightness", "'name' is no option, it says what scores"),
     ],
 )
 def test_an_option_of_the_wrong_kind_is_wrong_input(
