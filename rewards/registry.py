@@ -6,7 +6,8 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Mapping
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, NoneType
 from typing import TypeAlias
 
 from rewards.base import DifferentiableReward, Reward
@@ -38,6 +39,15 @@ _REGISTRY = {
 _ATTRIBUTES = ("name", "version", "scale", "needs_prompt", "differentiable", "higher_is_better", "score")
 
 
+_PLAIN: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "Path": (str, Path),
+    "None": (NoneType,),
+}
+"""Types in signatures that are checked, and what is taken for them."""
 _ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -51,19 +61,21 @@ def load(spec: RewardSpec, device: str = "cpu") -> Reward:
 
     spec: a registered name ("clip_score"), a class of your own ("my_package.my_module:MyScorer"), or a mapping with
     "name" and the scorer's options ({"name": "clip_score", "model": "openai/clip-vit-base-patch32"}). device: a torch
-    device, for scorers that have one. Raises InputError for an unknown name or option, or a class that is no `Reward`;
-    MissingDependencyError when a package is not installed.
+    device, for scorers that have one. Raises InputError for an unknown name or option, an option of another type than
+    the scorer's signature says, or a class that is no `Reward`; MissingDependencyError when a package is not installed.
     """
     name, options = _split(spec)
     scorer_class = _find(name)
     accepted = inspect.signature(scorer_class).parameters
     known = sorted(key for key, value in accepted.items() if key != "device" and value.kind not in _ANY_NUMBER)
     takes_any = any(value.kind is inspect.Parameter.VAR_KEYWORD for value in accepted.values())
-    for option in options:
+    for option, value in options.items():
         if option not in known and not takes_any:
             raise InputError(
                 f"{name} has no option {option!r}{_did_you_mean(option, known)} Options: {_listed(known)}."
             )
+        if option in known:
+            _check_type(f"{name}: option {option!r}", value, accepted[option].annotation)
     lacking = [key for key in required_options(name) if key not in options]
     if lacking:
         raise InputError(f"{name} needs the option {lacking[0]!r}; give {{'name': '{name}', '{lacking[0]}': ...}}.")
@@ -81,6 +93,18 @@ def _made(scorer_class: type, name: str, options: dict[str, object], device: dic
             raise
         given = ", ".join(f"{key}={value!r}" for key, value in options.items())
         raise InputError(f"{name} cannot be made with {given}: {str(error).partition(chr(10))[0]}.") from error
+
+
+def _check_type(where: str, value: object, annotation: object) -> None:
+    """Raise InputError for a value that a signature excludes; types that are not plain are left to the scorer."""
+    words = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    names = words.split(" | ")
+    if not set(names) <= _PLAIN.keys():
+        return
+    types = tuple(kind for name in names for kind in _PLAIN[name])
+    # A truth value is a number to Python, and to nobody else.
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise InputError(f"{where} is {value!r}, expected {' or '.join(names)}.")
 
 
 def required_options(name: str) -> tuple[str, ...]:

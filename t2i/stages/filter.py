@@ -16,6 +16,7 @@ from t2i.files import write_parts
 from t2i.records import CaptionedImage
 from t2i.stages.base import InspectContext, Stage, StageContext
 from t2i.stages.embedding_rules import EmbeddingRules
+from t2i.stages.score import reward_errors
 from t2i.stages.score_rules import ScoreKey, ScoreRule, id_of, with_score
 
 if TYPE_CHECKING:
@@ -101,6 +102,10 @@ class Filter(Stage):
     def check(self) -> None:
         if self.embeddings is not None:
             self.embeddings.check()
+        with reward_errors():
+            for rule in self.scores:
+                if rule.scorer is not None:
+                    rule.scorer.load()
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
         sorted_out = self._sorted_out(context)

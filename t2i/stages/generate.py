@@ -11,7 +11,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from t2i.captioners.upsample import AnyUpsampler
 from t2i.config import LocalPath, ModelPath
-from t2i.data.prompts import PromptSource
+from t2i.data.prompts import PromptSource, ShapesPrompts
 from t2i.encoder_texts import EncoderPrompt, EncoderTexts, names_of
 from t2i.files import write_bytes, write_text
 from t2i.records import ExpandedPrompt, GeneratedImage, Prompt, write_jsonl
@@ -76,6 +76,11 @@ class Generate(Stage):
         if self.expand_for and self.expand is None and self.expansions_from is None:
             raise ValueError("expand_for: nothing writes the prompts out; set `expand` or `expansions_from`")
         return self
+
+    def check(self) -> None:
+        # How many scenes differ depends on the seed, which may be the recipe's.
+        if not isinstance(self.prompts, ShapesPrompts):
+            self.prompts.read(0)
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
         prompts = self.prompts.read(self.seed or 0)

@@ -15,7 +15,7 @@ from t2i import processes
 from t2i.config import FrozenModel, ModelPath
 from t2i.data.prompts import PromptSource
 from t2i.sampling import SamplingSettings
-from t2i.stages.score import Scorer
+from t2i.stages.score import Scorer, reward_errors
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,6 +78,13 @@ class GuardSettings(FrozenModel):
         if len(set(names)) < len(names):
             raise ValueError(f"guard.rewards: labels repeat: {', '.join(names)}; give each a `label` of its own")
         return self
+
+    def check(self) -> None:
+        """Raise for rewards that cannot be made and prompts that cannot be read; opens no model."""
+        with reward_errors():
+            for scorer in self.rewards:
+                scorer.load()
+        self.prompts.read(self.seed)
 
     def rule(self) -> Rule:
         """When the run is over-optimised."""

@@ -52,7 +52,7 @@ class Scorer(FrozenModel):
         return name
 
     def load(self) -> Reward:
-        """The scorer, ready to score."""
+        """The scorer; its model is opened when it scores. Raises errors of the rewards package; see `reward_errors`."""
         import rewards
 
         spec: dict[str, object] = {"name": self.name, **{key: _found(value) for key, value in self.options.items()}}
@@ -105,6 +105,10 @@ class Score(Stage):
         if not self.scorers and self.reward_models_from is None:
             raise ValueError("nothing to score with; give `scorers`, or `reward_models_from` (train stages)")
         return self
+
+    def check(self) -> None:
+        with reward_errors():
+            _check_labels(self.scorers)
 
     def run(self, context: StageContext) -> dict[str, Any]:
         with reward_errors():

@@ -143,6 +143,8 @@ class Train(Stage):
         from t2i.training.extras import check_packages
 
         check_packages(self.trained, self.optimizer, self.tracking)
+        if self.guard is not None:
+            self.guard.check()
         if self.model is None or not isinstance(self.objective, DenoiserObjective):
             return
         from t2i.training.outline import outline_training

@@ -241,6 +241,16 @@ def test_unknown_names_and_options_get_a_suggestion():
         rewards.load({"name": "clip_score", "modle": "x"})
     with pytest.raises(InputError, match=r"brightness has no option 'model'\. Options: none"):
         rewards.load({"name": "brightness", "model": "x"})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [("batch_size", "8", "int"), ("batch_size", True, "int"), ("scale", 3, "str"), ("revision", 1, "str or None")],
+)
+def test_an_option_of_another_type_is_refused_before_the_scorer_is_made(option: str, value: object, expected: str):
+    with pytest.raises(InputError, match=rf"clip_score: option '{option}' is {value!r}, expected {expected}\."):
+        rewards.load({"name": "clip_score", option: value})
+    assert rewards.load({"name": "tifa", "min_similarity": 1}).name
     with pytest.raises(InputError, match="unknown scale 'x100'"):
         rewards.load({"name": "clip_score", "scale": "x100"})
     with pytest.raises(InputError, match="'name' is missing"):

@@ -233,3 +233,29 @@ def test_options_find_files_as_recipes_write_them(tmp_path: Path, monkeypatch: p
     assert mean(tmp_path, "~/q.jsonl") == 3
     with pytest.raises(ConfigError, match=r"options.lines: no file or folder '~/r.jsonl'"):
         mean(tmp_path, "~/r.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("later", "message"),
+    [
+        ("{type: score, scorers: [{name: clip_score, options: {scaling: 3}}]}", "has no option 'scaling'"),
+        ("{type: score, scorers: [{name: clip_score, options: {scale: 3}}]}", "option 'scale' is 3, expected str"),
+        ("{type: score, scorers: [{name: clip_score, options: {scale: cosin}}]}", "unknown scale 'cosin'"),
+        (
+            '{type: score, scorers: [{name: brightness}, {name: "test_score_stage:Impostor"}]}',
+            "labels repeat: brightness, brightness",
+        ),
+        ("{type: generate, name: more, prompts: {type: suite, name: partyprompts}}", "partyprompts"),
+        ("{type: generate, name: more, prompts: {type: file, path: PROMPTS}}", "prompts.txt: no prompt"),
+    ],
+)
+def test_mistakes_are_told_before_an_earlier_stage_runs(tmp_path: Path, later: str, message: str) -> None:
+    (tmp_path / "prompts.txt").write_text("")
+    later = later.replace("type: score", "type: score, generations_from: generate")
+    later = later.replace("PROMPTS", str(tmp_path / "prompts.txt"))
+    prompts = "prompts: {type: list, prompts: [a cat]}"
+    first = f"{{type: generate, {prompts}, sampling: {{steps: 1}}}}"
+    (tmp_path / "demo.yaml").write_text(f"name: demo\nmodel: {tiny.sd1()}\nstages:\n  - {first}\n  - {later}\n")
+    with pytest.raises(T2IError, match=message):
+        engine.run(Recipe.load(tmp_path / "demo.yaml"), tmp_path / "runs")
+    assert not list((tmp_path / "runs").rglob("generate-*"))
