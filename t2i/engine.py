@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from t2i.config import PathMark, output_fields
 from t2i.disk import disk_error
 from t2i.document import Key
 from t2i.errors import RunError
+from t2i.moved import PLACES, follow, moves, places
 from t2i.provenance import environment, git_commit
 from t2i.recipe import Recipe
 from t2i.resources import ContentHashes, local_path
@@ -54,6 +56,8 @@ class PlannedStage:
     """What `config.json` holds: the identity behind the fingerprint, and the same for people."""
     is_passed_over: bool = False
     """Of a round that is not run because `rounds.stop_by` has decided without it; it has no folder."""
+    is_moved: bool = False
+    """Whether it is finished and names images where they no longer stand; see `t2i.moved`."""
 
 
 def identity(
@@ -131,8 +135,11 @@ class _Planner:
             "identity": body,
             "settings": stage.model_dump(mode="json"),
             "files": files,
+            PLACES: places(own, files, (done[ref].config for refs in stage.references.values() for ref in refs)),
         }
         status, reason = _status(stage, self.directory, folder, config)
+        moved = moves(folder, config) if status == "skip" and not needless else {}
+        reason = "; ".join([reason, *(f"{old} is at {new} now" for old, new in moved.items())])
         if twin:
             status, reason = "skip", f"the same work as {twin.name}"
         if needless:
@@ -141,7 +148,8 @@ class _Planner:
             field: [(ref, done[ref].folder) for ref in refs if not done[ref].is_passed_over]
             for field, refs in stage.references.items()
         }
-        return PlannedStage(stage.label, stage, seed, folder, status, reason, own, inputs, config, bool(needless))
+        found = stage.label, stage, seed, folder, status, reason, own, inputs, config
+        return PlannedStage(*found, is_passed_over=bool(needless), is_moved=bool(moved))
 
 
 def _needless(recipe: Recipe, name: str, before: Iterable[PlannedStage], waiting: Collection[str] = ()) -> str:
@@ -191,12 +199,15 @@ def run(recipe: Recipe, root: Path, console: Console | None = None) -> list[Plan
         hashes = ContentHashes(root / HASHES)
         planned = processes.first(lambda: _plan(recipe, held.enter_context(directory), hashes))
         has_work = any(item.status != "skip" for item in planned)
+        has_moved = any(item.is_moved for item in planned)
         # Hashed as it is now, before it could be edited, and apart from the files of the user.
         origin: JsonObject = {
             "git": git_commit(recipe.path.parent) if recipe.path else None,
             "code": code_hashes(ContentHashes()) if has_work else {},
         }
         for item in planned:
+            if item.is_moved:
+                processes.first(partial(follow, item.folder, item.config))
             if item.status != "skip":
                 item.stage.check()
         planner = _Planner(recipe, directory, hashes)
@@ -209,7 +220,7 @@ def run(recipe: Recipe, root: Path, console: Console | None = None) -> list[Plan
                 for line in facts.get("summary", ()):
                     _say(screen, f"  {line}")
         if processes.is_first():
-            if has_work or not describes(directory.folder / LOCK, recipe, planned):
+            if has_work or has_moved or not describes(directory.folder / LOCK, recipe, planned):
                 write_lock(recipe, planned, directory.folder)
             hashes.save()
     processes.leave()
