@@ -225,7 +225,7 @@ def empty_prompts(folder: Path) -> str:
     return "generate.prompts={type: file, path: prompts.txt}"
 
 
-CAPTIONED, TRAINED = ("caption", "filter"), ("caption", "filter", "train")
+CAPTIONED = ("caption", "filter")
 TROUBLES: dict[str, Trouble] = {
     "empty folder": Trouble(empty_folder, ("empty: no image found; known endings: ",)),
     "unreadable images": Trouble(
@@ -322,7 +322,7 @@ TROUBLES: dict[str, Trouble] = {
     "truncated denoiser": Trouble(broken_model("unet"), ("model.safetensors: truncated",)),
     "truncated text encoder": Trouble(broken_model("text_encoder"), ("model.safetensors: truncated",)),
     "truncated autoencoder": Trouble(broken_model("vae"), ("model.safetensors: truncated",)),
-    "empty prompts file": Trouble(empty_prompts, ("prompts.txt: no prompt",), TRAINED),
+    "empty prompts file": Trouble(empty_prompts, ("prompts.txt: no prompt",)),
 }
 
 
