@@ -264,11 +264,18 @@ def test_a_fault_in_a_scorer_is_one_line_unless_its_traceback_is_wanted(
     assert "Traceback" in err
 
 
+class Picky(Mortal):
+    """A scorer of one's own that does not say of what type its option is."""
+
+    def __init__(self, level="1") -> None:
+        self._level = int(level)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("clip_iqa.batch_size=abc", "clip_iqa cannot be made with batch_size='abc': "),
-        ("clip_iqa.aspect=[1]", "clip_iqa cannot be made with aspect=[1]: "),
+        ("clip_iqa.batch_size=abc", "clip_iqa: option 'batch_size' is 'abc', expected int"),
+        (f"{__name__}:Picky.level=abc", "Picky cannot be made with level='abc': invalid literal for int()"),
         ("clip_iqa.name=brightness", "'name' is no option, it says what scores"),
     ],
 )
@@ -276,7 +283,7 @@ def test_an_option_of_the_wrong_kind_is_wrong_input(
     tmp_path: Path, command: Command, make_image: Callable[..., Image.Image], option: str, message: str
 ):
     make_image(1).save(tmp_path / "a.png")
-    code, out, err = command("score", tmp_path, "--rewards", "clip_iqa", "--option", option)
+    code, out, err = command("score", tmp_path, "--rewards", option.rpartition(".")[0], "--option", option)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert message in err
 
