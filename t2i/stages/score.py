@@ -51,6 +51,14 @@ class Scorer(FrozenModel):
             raise ValueError(f"unknown scorer {name!r}{did_you_mean(name, available())}")
         return name
 
+    @field_validator("options")
+    @classmethod
+    def _are_no_fields(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name in ("name", "model", "revision"):
+            if name in options:
+                raise ValueError(f"{name!r} is a field of the scorer; write it beside `options`")
+        return options
+
     def load(self) -> Reward:
         """The scorer; its model is opened when it scores. Raises errors of the rewards package; see `reward_errors`."""
         import rewards

@@ -17,7 +17,7 @@ from t2i import engine
 from t2i.errors import ConfigError, RunError, T2IError
 from t2i.recipe import Recipe
 from t2i.records import GeneratedImage, ScoredImage, read_jsonl, write_jsonl
-from t2i.stages.score import Score
+from t2i.stages.score import Score, Scorer
 
 GREYS = (0, 51, 102, 153, 255)
 BRIGHTNESS = {"name": "brightness", "role": "control"}
@@ -259,3 +259,9 @@ def test_mistakes_are_told_before_an_earlier_stage_runs(tmp_path: Path, later: s
     with pytest.raises(T2IError, match=message):
         engine.run(Recipe.load(tmp_path / "demo.yaml"), tmp_path / "runs")
     assert not list((tmp_path / "runs").rglob("generate-*"))
+
+
+@pytest.mark.parametrize("name", ["name", "model", "revision"])
+def test_options_do_not_swap_the_scorer(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"'{name}' is a field of the scorer"):
+        tiny.from_recipe(Scorer, {"name": "sharpness", "options": {name: "brightness"}})
