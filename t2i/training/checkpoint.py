@@ -107,15 +107,30 @@ def optimizer_tensors(optimizer: Optimizer, names: list[str]) -> dict[str, Tenso
 def restore_optimizer(optimizer: Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
     """Inverse of `optimizer_tensors` on an optimizer with the same parameters."""
     keys = {name: number for number, name in enumerate(names)}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     groups = optimizer.state_dict()["param_groups"]
     targets = {f"[{number}]": group for number, group in enumerate(groups)}
     for key, tensor in tensors.items():
         owner, _, slot = key.rpartition("/")
         slot, _, kind = slot.partition(":")
-        target = targets[owner] if owner in targets else state.setdefault(keys[owner], {})
-        target[slot] = tensor.item() if kind else tensor
+        if owner in targets:
+            targets[owner][slot] = tensor.item() if kind else tensor
+            continue
+        number = keys[owner]
+        value = tensor.item() if kind else _laid_out_as(parameters[number], tensor)
+        state.setdefault(number, {})[slot] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """A slot of a parameter's shape in that parameter's order of memory, as channels last is one; others as they are.
+
+    torch's fused AdamW pairs parameter and moments by their place in memory, whatever their strides say.
+    """
+    if tensor.shape != parameter.shape:
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def _as_tensor(key: str, value: Any) -> dict[str, Tensor]:
