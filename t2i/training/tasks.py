@@ -125,7 +125,7 @@ class DiffusionTask:
         self.held_out = self._encode_held_out(objective)
         self.examples = self.data.encode(self.family, self.plan, settings.folder)
         self._place_denoiser()
-        apply_speed(self.family, settings.speed)
+        self._set_speed()
 
     def _encode_held_out(self, objective: DenoiserObjective) -> LatentExamples | None:
         """Examples of the images held out; under another seed than those that are trained on."""
@@ -145,9 +145,20 @@ class DiffusionTask:
         facts = self.family.facts
         release(self.family, encoder_names(facts) if self.settings.cache.text else ["vae"])
         place(self.family, [facts.denoiser])
+        if self._frozen is not None:
+            place(self._frozen, self.components)
+
+    def _set_speed(self) -> None:
+        """Set the denoiser up, and its frozen copy alike: before the first step both must give the same bits."""
+        apply_speed(self.family, self.settings.speed)
+        if self._frozen is not None and self._frozen.denoiser is not self.family.denoiser:
+            apply_speed(self._frozen, self.settings.speed)
+
+    @property
+    def _frozen(self) -> ModelFamily | None:
+        """The reference of an objective, where whole components are trained."""
         module = self.trainable.module
-        if isinstance(module, DiffusionModule) and module.denoiser.frozen is not None:
-            place(module.denoiser.frozen, self.components)
+        return module.denoiser.frozen if isinstance(module, DiffusionModule) else None
 
     def facts(self) -> dict[str, Any]:
         return {

@@ -124,6 +124,13 @@ def test_full_training_moves_the_model_and_not_its_reference(tmp_path: Path, pai
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
+@pytest.mark.parametrize("trained", [{"type": "full", "components": ["unet"]}, LORA], ids=["full", "lora"])
+def test_the_reference_is_laid_out_as_the_policy(tmp_path: Path, pairs: Path, trained: dict[str, Any]) -> None:
+    """Otherwise they round otherwise, and the first step is refused."""
+    train(tmp_path / "train", pairs, DPO, trained=trained, speed={"channels_last": True}, loop={"steps": 1})
+    assert read_metrics(tmp_path / "train/metrics.jsonl")[0]["logit"] == 0
+
+
 def test_adapter_that_is_not_neutral_is_found_at_the_first_step() -> None:
     from t2i.objectives import DiffusionDPO
     from t2i.training.diffusion import _check_first_batch
