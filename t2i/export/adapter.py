@@ -120,7 +120,7 @@ def write_adapter(
         write_layout(rounded, draft, layout, metadata | (sizes(named, layout) if "t2i_ranks" in metadata else {}))
         read_by = reader_of(layout, family, named)
         error = arrival_error(adapter, draft, family, read_by)
-        limit = max(TOLERANCES[precision], _reader_tolerance(family))
+        limit = max(TOLERANCES[precision], _reader_tolerance(family, adapter))
         _check_arrived(error, limit, target)
         # By our own reader too: what is written here may come back as a start, or into a merge.
         _check_arrived(largest_error(adapter, read_adapter(draft, layers).adapter), limit, target)
@@ -133,10 +133,16 @@ def _check_arrived(error: float, limit: float, target: Path) -> None:
         raise ModelError(f"{target}: weight deltas changed by {error:.2g} relative on the way; nothing was written.")
 
 
-def _reader_tolerance(family: ModelFamily) -> float:
-    """What a reader loses that gives an adapter the dtype of the model it is loaded into."""
-    held = {value.dtype for value in family.denoiser.parameters()}
+def _reader_tolerance(family: ModelFamily, adapter: Adapter) -> float:
+    """What a reader loses that gives an adapter the dtype of the components it is loaded into."""
+    modules = [getattr(family.pipeline, name) for name in _components(adapter)]
+    held = {value.dtype for module in modules for value in module.parameters()}
     return max(tolerance for name, tolerance in TOLERANCES.items() if name == "fp32" or DTYPES[name] in held)
+
+
+def _components(adapter: Adapter) -> set[str]:
+    """Names in the pipeline of what an adapter changes."""
+    return {name.partition(".")[0] for name in adapter}
 
 
 @contextmanager
@@ -216,7 +222,6 @@ def arrival_error(adapter: Adapter, path: Path, family: ModelFamily, read_by: st
 
     Raises ModelError if other modules arrive than were sent.
     """
-    components = {name.partition(".")[0] for name in adapter}
     pipeline = family.pipeline
     try:
         if read_by == "diffusers":
@@ -225,7 +230,7 @@ def arrival_error(adapter: Adapter, path: Path, family: ModelFamily, read_by: st
             _load_through_peft(pipeline, path)
         else:
             lora.load_into(pipeline, path)
-        modules = {name: getattr(pipeline, name) for name in components}
+        modules = {name: getattr(pipeline, name) for name in _components(adapter)}
         arrived = lora.adapter_of({name: part for name, part in modules.items() if isinstance(part, nn.Module)})
         return largest_error(adapter, arrived)
     finally:

@@ -50,6 +50,14 @@ def test_a_layout_that_cannot_be_kept_ends_the_run_before_step_one(
         check_contract(family(name), LoraSettings(rank=2, **options), [layout], 0)
 
 
+def test_text_encoders_in_half_precision_read_an_adapter_no_more_exactly() -> None:
+    held = dict.fromkeys(["text_encoder", "text_encoder_2"], torch.bfloat16)
+    model = load_family(str(CHECKPOINTS["sdxl"]()), dtype=held)
+    check_contract(model, LoraSettings(rank=2, text_encoder=True), ["diffusers", "peft"], 0)
+    # The denoiser is in fp32, and what it reads is held to that.
+    check_contract(model, LoraSettings(rank=2), ["diffusers", "peft"], 0)
+
+
 def test_a_file_that_is_not_what_was_trained_is_found_out(tmp_path: Path) -> None:
     model, modules = adapted("sd1")
     path = tmp_path / "a.safetensors"
