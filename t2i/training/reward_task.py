@@ -68,7 +68,7 @@ class RewardTask:
             inputs, encoder = EncoderInputs(self.encoder, objective.reads_prompt), model
             _prepare_encoder(model, settings.trained, objective, settings.seed)
         self.examples = PairExamples(self.pairs, heads, inputs)
-        rates = {} if objective.head_learning_rate is None else {"head.": objective.head_learning_rate}
+        rates = _learning_rates(settings.trained, objective)
         ratio = settings.trained.b_learning_rate_ratio if isinstance(settings.trained, LoraSettings) else 1.0
         self.trainable = Trainable(
             RewardModule(encoder, self.head, objective), rates, learning_rate_ratios={".lora_B.": ratio}
@@ -159,12 +159,21 @@ def _is_frozen(trained: LoraSettings | FullSettings) -> bool:
     return isinstance(trained, FullSettings) and "encoder" not in trained.components
 
 
+def _learning_rates(trained: LoraSettings | FullSettings, objective: BradleyTerry) -> dict[str, float]:
+    """Prefix of parameters of a RewardModule -> learning rate, where it is not the optimizer's."""
+    rates = {"head.": objective.head_learning_rate}
+    if isinstance(trained, LoraSettings):
+        rates["encoder.text_model."] = trained.text_encoder_learning_rate
+    return {prefix: rate for prefix, rate in rates.items() if rate is not None}
+
+
 def _prepare_encoder(model: Any, trained: LoraSettings | FullSettings, objective: BradleyTerry, seed: int) -> None:
     """Make what is to be trained of the encoder ask for gradients."""
     if isinstance(trained, LoraSettings):
         lora.inject_module(model.vision_model, "vision_model", LORA_TARGETS, trained, seed)
         if trained.text_encoder:
-            lora.inject_module(model.text_model, "text_model", LORA_TARGETS, trained, seed, number=1)
+            own = trained.of_text_encoder()
+            lora.inject_module(model.text_model, "text_model", LORA_TARGETS, own, seed, number=1)
         return
     # logit_scale has no part in a score.
     parts = (

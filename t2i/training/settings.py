@@ -81,6 +81,11 @@ class LoraSettings(FrozenModel):
             raise ValueError(f"{given[0]}: has no effect without text_encoder: true")
         return self
 
+    def of_text_encoder(self) -> LoraSettings:
+        """The same with the rank and alpha of text encoders as those of the whole."""
+        rank, alpha = self.text_encoder_rank or self.rank, self.text_encoder_alpha or self.alpha
+        return self.model_copy(update={"rank": rank, "alpha": alpha})
+
 
 class FullSettings(FrozenModel):
     """Train all weights of whole components."""

@@ -146,6 +146,18 @@ def test_the_scorer_on_disk_scores_as_the_model_that_was_trained(
     assert changed == {"vision_model"} | text | projections
 
 
+def test_text_encoders_have_rank_alpha_and_rate_of_their_own(tmp_path: Path, pairs: list[PreferencePair]) -> None:
+    own = {"text_encoder_rank": 2, "text_encoder_alpha": 8.0, "text_encoder_learning_rate": 1e-6}
+    trained = LoraSettings.model_validate({"rank": 4, "text_encoder": True, **own})
+    trainable = task(tmp_path, pairs, trained).trainable
+    assert trainable.learning_rates == {"encoder.text_model.": 1e-6}
+    shapes = {name.split(".")[1]: value.shape[0] for name, value in trainable.parameters().items() if "lora_A" in name}
+    assert shapes == {"text_model": 2, "vision_model": 4}
+    layers: list[Any] = [trainable.module.get_submodule(f"encoder.{part}") for part in shapes]
+    found = [{layer.scaling["default"] for layer in part.modules() if hasattr(layer, "scaling")} for part in layers]
+    assert dict(zip(shapes, found, strict=True)) == {"text_model": {4.0}, "vision_model": {1.0}}
+
+
 class _Repeated:
     """The same batch at every step."""
 
