@@ -8,7 +8,7 @@ from pydantic import Field
 
 from t2i.objectives.autoencoder import Autoencoder
 from t2i.objectives.bradley_terry import BradleyTerry
-from t2i.objectives.chosen import ChosenDenoising
+from t2i.objectives.chosen import ChosenDenoising, denoising_of
 from t2i.objectives.classification import Classification
 from t2i.objectives.contrastive import Contrastive
 from t2i.objectives.denoising import Denoising
@@ -43,4 +43,5 @@ __all__ = [
     "DiffusionDPO",
     "DiffusionKTO",
     "PairObjective",
+    "denoising_of",
 ]

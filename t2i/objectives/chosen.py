@@ -11,6 +11,7 @@ from t2i.objectives.pairs import PairBatch
 
 if TYPE_CHECKING:
     from t2i.noise import NoiseProcess
+    from t2i.timesteps import TimestepSettings
 
 
 class ChosenDenoising(FrozenModel):
@@ -23,6 +24,18 @@ class ChosenDenoising(FrozenModel):
     denoising: Denoising = Denoising()
     """The loss."""
 
+    @property
+    def timesteps(self) -> TimestepSettings | None:
+        """Those of the loss."""
+        return self.denoising.timesteps
+
     def __call__(self, denoiser: Denoiser, noise: NoiseProcess, batch: PairBatch) -> LossOutput:
         """Per-pair loss of one batch."""
         return self.denoising(denoiser, noise, batch.of_chosen())
+
+
+def denoising_of(objective: object) -> Denoising | None:
+    """The denoising loss that an objective is, or takes on the chosen images; None for any other."""
+    if isinstance(objective, ChosenDenoising):
+        return objective.denoising
+    return objective if isinstance(objective, Denoising) else None

@@ -14,6 +14,7 @@ from t2i.objectives import (
     Denoising,
     DiffusionKTO,
     PairObjective,
+    denoising_of,
 )
 from t2i.training.settings import FullSettings, LoraSettings, check_precision, check_rates
 
@@ -94,7 +95,8 @@ def _check_whole(train: Train) -> None:
 
 def _check_samples(train: Train) -> None:
     """Images that are looked at while training must begin where it ends."""
-    ends_in_noise = isinstance(train.objective, Denoising) and train.objective.zero_terminal_snr
+    denoising = denoising_of(train.objective)
+    ends_in_noise = denoising is not None and denoising.zero_terminal_snr
     for name, images in (("samples", train.samples), ("guard", train.guard)):
         if images is not None and ends_in_noise and not images.sampling.zero_terminal_snr:
             raise ValueError(f"{name}.sampling.zero_terminal_snr: the objective trains with it, so set it here too")

@@ -14,8 +14,9 @@ from t2i.errors import ConfigError
 from t2i.families.base import loaded_encoders
 from t2i.families.loading import describe_checkpoint, family_class
 from t2i.families.outline import outline_family
-from t2i.objectives import Denoising
+from t2i.objectives import denoising_of
 from t2i.objectives.base import DiffusionBatch
+from t2i.timesteps import completed, shift_factor
 from t2i.training.arithmetic import StepArithmetic, step_arithmetic
 from t2i.training.diffusion import diffusion_trainable
 from t2i.training.placement import held_dtypes
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from t2i.data.examples import Dataset
     from t2i.data.settings import BucketSettings, CacheSettings
     from t2i.families.base import ModelFamily
+    from t2i.noise import NoiseProcess
     from t2i.objectives import DenoiserObjective
     from t2i.training.tasks import TaskSettings
     from t2i.training.trainable import Trainable
@@ -118,8 +120,7 @@ def outline_of(family: ModelFamily, settings: TaskSettings, objective: DenoiserO
     check_bucket_step(family, settings.buckets)
     check_encoder_captions(family, settings.datasets)
     check_speed(family, settings.speed)
-    if isinstance(objective, Denoising):
-        objective.process(family.noise)
+    check_noise(objective, family.noise)
     trained = settings.trained
     if isinstance(trained, LoraSettings) and trained.base_bits != 16:
         # Quantizing needs the weights; adapters are the same without.
@@ -153,6 +154,16 @@ def check_encoder_captions(family: ModelFamily, datasets: Sequence[Dataset]) -> 
         problem = route_problem([name for name, _ in mix.per_encoder], encoders, has_rest=bool(mix.weights))
         if problem:
             raise ConfigError(f"per_encoder: {problem}.")
+
+
+def check_noise(objective: DenoiserObjective, noise: NoiseProcess) -> None:
+    """Raise ConfigError unless the objective's levels, weights and end of the noise fit the model's noise."""
+    denoising = denoising_of(objective)
+    if denoising is not None:
+        denoising.process(noise)
+    if noise.patch_size is None:
+        # Raises for a shift by the number of tokens.
+        shift_factor(completed(objective.timesteps, noise.default_timesteps))
 
 
 def check_nothing_cached_is_trained(family: Any, components: Mapping[str, nn.Module], cache: CacheSettings) -> None:

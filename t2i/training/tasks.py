@@ -24,9 +24,9 @@ from t2i.objectives import (
     Classification,
     Contrastive,
     DenoiserObjective,
-    Denoising,
     DiffusionDPO,
     DiffusionKTO,
+    denoising_of,
 )
 from t2i.randomness import derive_key
 from t2i.records import CaptionedImage, PreferencePair
@@ -35,6 +35,7 @@ from t2i.training.image_tasks import AutoencoderTask, ClassificationTask, Contra
 from t2i.training.outline import (
     check_bucket_step,
     check_encoder_captions,
+    check_noise,
     check_nothing_cached_is_trained,
     checked_resolution,
 )
@@ -113,6 +114,7 @@ class DiffusionTask:
         check_bucket_step(self.family, settings.buckets)
         check_encoder_captions(self.family, settings.datasets)
         check_speed(self.family, settings.speed)
+        check_noise(objective, self.family.noise)
         # Before the images are encoded, which may take hours: a target that does not exist ends the run here.
         if isinstance(settings.trained, LoraSettings):
             check_contract(self.family, settings.trained, settings.layouts, settings.seed)
@@ -192,7 +194,8 @@ class DiffusionTask:
             path.parent.mkdir(exist_ok=True)
             lora.save(self.components, path, metadata)
             return {"adapter": path.relative_to(folder).as_posix()}
-        if isinstance(self.objective, Denoising) and self.objective.zero_terminal_snr:
+        denoising = denoising_of(self.objective)
+        if denoising is not None and denoising.zero_terminal_snr:
             told = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
             self.family.pipeline.scheduler.register_to_config(**told)
         return save_pipeline(self.family.pipeline, folder)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import tiny_pairs
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from pydantic import ValidationError
@@ -324,6 +325,56 @@ def test_reader_that_cannot_be_imported_is_refused(tmp_path: Path, reader: str) 
 def test_recipe_that_makes_no_sense_is_refused(fields: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         tiny.from_recipe(Train, {"model": "m", "data_from": "caption", "optimizer": OPTIMIZER, "loop": LOOP, **fields})
+
+
+GUARD = {
+    "prompts": {"type": "list", "prompts": ["a cat", "a cup"]},
+    "every": 1,
+    "rewards": [{"name": "brightness", "role": "train"}, {"name": "saturation", "role": "held_out"}],
+}
+
+
+def test_a_guard_samples_as_the_chosen_images_are_trained_on() -> None:
+    objective = {"type": "chosen_denoising", "denoising": {"zero_terminal_snr": True}}
+    stage = {"model": "m", "pairs_from": "pair", "optimizer": OPTIMIZER, "loop": LOOP, "objective": objective}
+    with pytest.raises(ValidationError, match=r"guard\.sampling\.zero_terminal_snr: the objective trains with it"):
+        tiny.from_recipe(Train, {**stage, "guard": GUARD})
+    tiny.from_recipe(Train, {**stage, "guard": {**GUARD, "sampling": {"zero_terminal_snr": True}}})
+
+
+def test_a_model_trained_on_chosen_images_tells_that_its_noise_ends_in_noise_alone(tmp_path: Path) -> None:
+    pairs = tiny_pairs.write_pairs(tmp_path / "pair")
+    fields = {
+        "model": str(tiny.sd1("v_prediction")),
+        "objective": {"type": "chosen_denoising", "denoising": {"zero_terminal_snr": True}},
+        "trained": {"type": "full", "components": ["unet"]},
+        "optimizer": OPTIMIZER,
+        "loop": {"steps": 1, "batch_size": 4},
+    }
+    facts = tiny.run_stage(Train, tmp_path / "train", fields, {"pairs_from": pairs})
+    told = json.loads((tmp_path / "train" / facts["model"] / "scheduler/scheduler_config.json").read_text())
+    assert (told["rescale_betas_zero_snr"], told["timestep_spacing"]) == (True, "trailing")
+
+
+RESOLUTION = {"timesteps": {"shift": "resolution"}}
+SNR = {"zero_terminal_snr": True}
+
+
+@pytest.mark.parametrize(
+    ("objective", "complaint"),
+    [
+        ({"type": "denoising", **RESOLUTION}, "cuts images into tokens"),
+        ({"type": "diffusion_dpo", "beta": 1, **RESOLUTION}, "cuts images into tokens"),
+        ({"type": "chosen_denoising", "denoising": RESOLUTION}, "cuts images into tokens"),
+        ({"type": "chosen_denoising", "denoising": SNR}, "v_prediction checkpoint"),
+    ],
+)
+def test_noise_that_does_not_fit_the_model_is_refused_by_the_check(objective: dict[str, Any], complaint: str) -> None:
+    images = {"data_from": "caption", "captions": {"a": 1}}
+    data = images if objective["type"] == "denoising" else {"pairs_from": "pair"}
+    stage = {"model": str(tiny.sd1()), **data, "optimizer": OPTIMIZER, "loop": LOOP, "objective": objective}
+    with pytest.raises(ConfigError, match=complaint):
+        tiny.from_recipe(Train, stage).check()
 
 
 def test_metadata_of_the_adapter_names_the_recipe_and_the_steps(tmp_path: Path) -> None:
