@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from t2i.config import FrozenModel, speed_only
 
@@ -75,6 +75,12 @@ class DatasetSettings(FrozenModel):
     """Put before its captions instead of the stage's `trigger_words`; empty for images of the class."""
     captions: dict[str, float] = Field(default_factory=dict)
     """Caption kind -> weight, instead of the stage's `captions`."""
+
+    @model_validator(mode="after")
+    def _is_measured_once(self) -> Self:
+        if self.weight is not None and self.repeats != 1:
+            raise ValueError(f"repeats: {self.repeats} would be ignored beside weight: {self.weight:g}; give one")
+        return self
 
 
 class CaptionPhase(FrozenModel):

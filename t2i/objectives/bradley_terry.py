@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from t2i.config import FrozenModel
 from t2i.objectives.base import LossOutput
@@ -98,6 +98,12 @@ class BradleyTerry(FrozenModel):
         if len(set(aspects)) < len(aspects) or "" in aspects:
             raise ValueError(f"{list(aspects)}: name every aspect once")
         return aspects
+
+    @model_validator(mode="after")
+    def _ties_are_weighed(self) -> Self:
+        if self.ties == "half" and self.tie_weight != 1:
+            raise ValueError("tie_weight: it is Davidson's; set ties: davidson, or leave it out")
+        return self
 
     def __call__(self, chosen: Tensor, rejected: Tensor, preference: Tensor) -> LossOutput:
         """Per-pair loss, and how often the chosen image has the higher score. chosen, rejected: [B] scores."""

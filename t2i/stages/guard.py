@@ -74,6 +74,9 @@ class GuardSettings(FrozenModel):
                 raise ValueError(f"guard.rewards: none has `role: {role}`; the guard compares both kinds")
         if self.min_fidelity is not None and self.encoder is None:
             raise ValueError("guard.min_fidelity: needs an `encoder` to measure it with")
+        tells_diversity = self.encoder is not None and self.images_per_prompt > 1
+        if self.max_diversity_loss != type(self).model_fields["max_diversity_loss"].default and not tells_diversity:
+            raise ValueError("guard.max_diversity_loss: needs an `encoder`, and images_per_prompt of 2 or more")
         names = [scorer.label or scorer.name for scorer in self.rewards]
         if len(set(names)) < len(names):
             raise ValueError(f"guard.rewards: labels repeat: {', '.join(names)}; give each a `label` of its own")

@@ -75,6 +75,9 @@ def _check_start(train: Train) -> None:
         raise ValueError("adapter: only a LoRA starts from one, and `trained` is full")
     if train.init == "random" and isinstance(train.trained, LoraSettings):
         raise ValueError("init: a LoRA over random weights is of no use; train `full` components")
+    exports = isinstance(train.trained, LoraSettings) and isinstance(train.objective, DenoiserObjective)
+    if train.layouts != _default(train, "layouts") and not exports:
+        raise ValueError("layouts: only the LoRA of a denoiser is exported in them; leave them out")
     if train.guard is not None and (train.held_out is not None or train.init == "random"):
         other = "`init: random`, before which there is nothing" if train.held_out is None else "`held_out`"
         raise ValueError(f"guard: it keeps the best weights by its own reward; it does not go with {other}")

@@ -56,6 +56,7 @@ def train(folder: Path, stages: list[Path], **fields: object) -> dict[str, Any]:
         ({"datasets": [{}, {}]}, "datasets: 2 entries for 1 sets of images"),
         ({"data_from": ["a", "b"], "datasets": [{"weight": 1}, {}]}, "every one a `weight`, or none"),
         ({"datasets": [{"captions": {"caption": 0}}]}, "every weight of captions must be above 0"),
+        ({"datasets": [{"repeats": 2, "weight": 3.0}]}, "repeats: 2 would be ignored beside weight: 3"),
         ({"datasets": [{"repeats": 0}]}, "greater than or equal to 1"),
         ({"data_from": None, "data": []}, "at least 1 item"),
         ({"objective": {"type": "autoencoder"}, "masks": {}}, "masks: only a denoising objective takes it"),

@@ -80,3 +80,9 @@ def test_accuracy_counts_equal_scores_half() -> None:
 def test_aspects_have_different_names(aspects: list[str]) -> None:
     with pytest.raises(ValueError, match="name every aspect once"):
         BradleyTerry(aspects=tuple(aspects))
+
+
+def test_a_weight_of_ties_that_would_be_ignored_is_refused() -> None:
+    with pytest.raises(ValueError, match="set ties: davidson"):
+        BradleyTerry(tie_weight=2.0)
+    assert BradleyTerry(ties="davidson", tie_weight=2.0).tie_weight == 2

@@ -186,6 +186,7 @@ def test_a_guard_that_is_asked_again_says_the_same_and_leaves_the_same_files(tmp
         ({"guard": guard(BRIGHT, BRIGHT, rewards=[{"name": BRIGHT}])}, "none has `role: train`"),
         ({"guard": guard(BRIGHT, BRIGHT, rewards=[{"name": BRIGHT, "role": "train"}])}, "none has `role: held_out`"),
         ({"guard": guard(BRIGHT, BRIGHT, min_fidelity=0.5)}, "needs an `encoder`"),
+        ({"guard": guard(BRIGHT, BRIGHT, max_diversity_loss=0.2)}, "max_diversity_loss: needs an `encoder`"),
         ({"guard": guard(BRIGHT, DARK), "held_out": {"every": 2}}, "does not go with `held_out`"),
         ({"guard": guard(BRIGHT, DARK), "init": "random", "trained": {"type": "full", "components": ["unet"]}}, "init"),
         ({"guard": guard(BRIGHT, DARK), "objective": {"type": "autoencoder"}}, "only a denoising objective takes it"),

@@ -298,6 +298,14 @@ def test_reader_that_cannot_be_imported_is_refused(tmp_path: Path, reader: str) 
             },
             r"samples\.sampling\.zero_terminal_snr: the objective trains with it",
         ),
+        (
+            {
+                "captions": {"alt": 1},
+                "trained": {"type": "full", "components": ["unet"]},
+                "layouts": ["kohya"],
+            },
+            "layouts: only the LoRA of a denoiser",
+        ),
         ({"captions": {"alt": 1}, "objective": {"type": "contrastive"}}, r"contrastive trains .*\[model\]"),
         ({"objective": {"type": "autoencoder"}, "trained": {"type": "full", "components": ["unet"]}}, r"\[vae\]"),
         (
