@@ -21,7 +21,7 @@ from t2i.training.guard import GUARDED_FILE, guard_facts, read_readings
 from t2i.training.held_out import HeldOutLoss
 from t2i.training.inspection import estimate_before
 from t2i.training.loop import FitResult, fit
-from t2i.training.measured import forget_peak_memory, measured_run
+from t2i.training.measured import measured_run
 from t2i.training.outputs import BEST_FOLDER
 from t2i.training.samples import write_samples
 from t2i.training.settings import LoraSettings
@@ -52,7 +52,6 @@ def run_training(train: Train, context: StageContext) -> dict[str, Any]:
         train.loop.micro_batch_size or max(1, train.loop.batch_size // processes.count()),
         train.loop.workers,
     )
-    forget_peak_memory()
     result = _fit(train, task, batches, settings)
     metadata = {"t2i_recipe": context.recipe_name, "t2i_steps": str(result.steps), "t2i_run": context.folder.name}
     metadata |= dataset_strings(settings.records, train.trigger_words)
@@ -145,7 +144,7 @@ def _estimate(train: Train, settings: TaskSettings) -> dict[str, JsonValue] | No
 def _measured(result: FitResult, folder: Path) -> dict[str, JsonValue]:
     """The same after the run; seconds a step only of the steps that this process has done."""
     steps = result.steps - result.resumed_from
-    return measured_run(folder, result.seconds / steps if steps else None).facts()
+    return measured_run(folder, result.seconds / steps if steps else None, result.memory_bytes).facts()
 
 
 def _load_weights(trainable: Trainable, file: Path) -> None:

@@ -22,7 +22,7 @@ from t2i.training.estimate import Estimate, estimate_run, largest_bucket
 from t2i.training.extras import check_packages
 from t2i.training.log import read_metrics
 from t2i.training.loop import fit, micro_steps
-from t2i.training.measured import Measured, forget_peak_memory, peak_memory
+from t2i.training.measured import Measured
 from t2i.training.outline import TrainingOutline, outline_training
 from t2i.training.placement import encoder_names, load_for_training, place, release
 from t2i.training.settings import LoopSettings, OptimizerSettings
@@ -145,11 +145,10 @@ def measure_step(inspection: Inspection, family: ModelFamily, plan: BucketPlan) 
     apply_speed(family, settings.speed)
     loop = inspection.loop.model_copy(update={"steps": 2, "checkpoint_every": 2, "log_every": 1, "workers": 0})
     batches = _NoiseBatches(batch, micro_steps(loop, 1))
-    forget_peak_memory()
     with tempfile.TemporaryDirectory(prefix="t2i-probe-") as name:
-        fit(trainable, batches, loop, inspection.optimizer, Path(name), seed=settings.seed)
+        result = fit(trainable, batches, loop, inspection.optimizer, Path(name), seed=settings.seed)
         last = read_metrics(Path(name) / "metrics.jsonl")[-1]
-    return Measured(loop.batch_size / last["images_per_second"], peak_memory())
+    return Measured(loop.batch_size / last["images_per_second"], result.memory_bytes)
 
 
 @torch.no_grad()

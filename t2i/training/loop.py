@@ -31,7 +31,7 @@ from t2i.training.checkpoint import (
     write_checkpoint,
 )
 from t2i.training.log import MetricsLog
-from t2i.training.measured import peak_memory
+from t2i.training.measured import forget_peak_memory, peak_memory
 from t2i.training.optim import build_optimizer
 from t2i.training.settings import (
     LoopSettings,
@@ -55,12 +55,17 @@ average, if there is one) are in the module."""
 
 @dataclass(frozen=True)
 class FitResult:
-    """steps: steps done in all; weights: the trained weights by name (the moving average, if there is one)."""
+    """steps: steps done in all; weights: the trained weights by name (the moving average, if there is one).
+
+    seconds, memory_bytes: what the steps of this call took, and no checkpoint or probe beside them.
+    """
 
     steps: int
     weights: dict[str, Tensor]
     resumed_from: int
     seconds: float
+    memory_bytes: int | None
+    """Most that tensors took on the GPU at once; None without one."""
 
 
 def fit(
@@ -81,11 +86,13 @@ def fit(
     Leaves the trained weights (or their moving average) in the module. Raises RunError for a non-finite loss, and
     StoppedError after SIGTERM or SIGINT, when the step is done and its checkpoint written.
     """
+    forget_peak_memory()
     run = _Run(trainable, batches, settings, optimizer_settings, folder, seed, probe, probe_every, tracking)
     start = run.resume()
     began = time.perf_counter()
     steps = _train(run, start)
-    return FitResult(steps, run.finish(), start, time.perf_counter() - began)
+    seconds = time.perf_counter() - began - run.seconds_beside
+    return FitResult(steps, run.finish(), start, seconds, run.peak_memory())
 
 
 def _train(run: _Run, start: int) -> int:
@@ -94,7 +101,8 @@ def _train(run: _Run, start: int) -> int:
     with StopRequest() as request, run.progress(start) as advance:
         iterator = run.micro_batches(start)
         # What the probe said of the newest checkpoint was lost if the run was killed while it spoke.
-        going_on = start == 0 or run.probe_at(start)
+        with run.beside_steps():
+            going_on = start == 0 or run.probe_at(start)
         while going_on and step < last:
             run.step(step, iterator)
             step += 1
@@ -103,8 +111,9 @@ def _train(run: _Run, start: int) -> int:
             if checkpoint_due or step % run.settings.log_every == 0:
                 run.log(step)
             if checkpoint_due:
-                run.save(step)
-                going_on = run.probe_at(step)
+                with run.beside_steps():
+                    run.save(step)
+                    going_on = run.probe_at(step)
             signalled = request.agreed(last=not going_on or step == last)
             if signalled is not None:
                 run.stop(step, signalled)
@@ -147,6 +156,7 @@ class _Run:
         # First step whose loss or gradient was not finite; stays on the device until the next log.
         self.bad_step = torch.full((), -1, dtype=torch.long, device=self.device)
         self.window = MetricsWindow(self.device, settings.batch_size)
+        self.seconds_beside, self.peak = 0.0, 0
 
     def resume(self) -> int:
         """Restore the newest checkpoint; returns the number of steps done."""
@@ -197,6 +207,22 @@ class _Run:
             return processes.first(lambda: probe(step, weights)) == "continue"
 
     @contextlib.contextmanager
+    def beside_steps(self) -> Iterator[None]:
+        """Leave the time and the memory of the block out of what steps take."""
+        self.peak = self.peak_memory() or 0
+        began = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - began
+        self.seconds_beside += seconds
+        self.window.leave_out(seconds)
+        forget_peak_memory()
+
+    def peak_memory(self) -> int | None:
+        """Bytes that tensors took on the GPU at most in a step; None without a GPU."""
+        since = peak_memory()
+        return None if since is None else max(since, self.peak)
+
+    @contextlib.contextmanager
     def _trained_weights(self) -> Iterator[None]:
         """The moving average, if there is one, stands in the module for the length of the block."""
         if self.ema is None:
@@ -238,7 +264,7 @@ class _Run:
             with self.window.waiting():
                 batch = next(iterator).to(self.device)
             if step == 0 and micro == 0 and self.trainable.check is not None:
-                with self._autocast():
+                with self._autocast(), self.beside_steps():
                     self.trainable.check(batch)
             # Only for libraries that draw from the global generator (dropout); ours are keyed already.
             torch.manual_seed(derive_key(self.seed, "library", step, self.accelerator.process_index, micro) % 2**63)
@@ -293,7 +319,7 @@ class _Run:
         values = self.window.means(self._over_processes)
         values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         if processes.is_first():
-            memory = peak_memory()
+            memory = self.peak_memory()
             rates = self.window.rates() | ({} if memory is None else {"peak_memory_gb": memory / 1e9})
             self.log_file.append(step, values | rates)
             if self.accelerator.trackers:

@@ -42,7 +42,7 @@ def folder_bytes(folder: Path) -> int | None:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def measured_run(folder: Path, seconds_per_step: float | None) -> Measured:
+def measured_run(folder: Path, seconds_per_step: float | None, memory_bytes: int | None) -> Measured:
     """Of a run that has just ended in a stage's folder. Caches that it shares with others are not its own."""
     seconds = None if seconds_per_step is None else float(f"{seconds_per_step:.4g}")
-    return Measured(seconds, peak_memory(), folder_bytes(folder / "latents"), folder_bytes(folder / "checkpoints"))
+    return Measured(seconds, memory_bytes, folder_bytes(folder / "latents"), folder_bytes(folder / "checkpoints"))

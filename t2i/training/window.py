@@ -38,6 +38,10 @@ class MetricsWindow:
         yield
         self.waited += time.perf_counter() - began
 
+    def leave_out(self, seconds: float) -> None:
+        """Do not count time that has just passed."""
+        self.began += seconds
+
     def means(self, over_processes: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means over all examples. over_processes: sum of a tensor over all processes."""
         count = self.batch_size * self.steps

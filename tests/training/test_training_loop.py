@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -122,6 +124,30 @@ def test_portions_change_nothing_that_is_logged_or_learned(tmp_path: Path, porti
     for row, expected in zip(*(read_metrics(f / "metrics.jsonl") for f in (tmp_path, tmp_path / "whole")), strict=True):
         assert row["loss"] == pytest.approx(expected["loss"], rel=1e-6)
         assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-6)
+
+
+def test_time_is_that_of_steps_and_not_of_what_looks_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by which a step takes a second, a probe 100, and the check of the first batch 7."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    class Slow(Slope):
+        def forward(self, batch: Numbers) -> LossOutput:
+            clock[0] += 1
+            return super().forward(batch)
+
+    def look(step: int, weights: Path) -> Literal["continue"]:
+        clock[0] += 100
+        return "continue"
+
+    def check(batch: Numbers) -> None:
+        clock[0] += 7
+
+    settings = LoopSettings(steps=4, batch_size=2, checkpoint_every=2, log_every=1)
+    steps, adamw = Steps([[1.0, 2.0]] * 4, 2), OptimizerSettings(learning_rate=0.1)
+    result = fit(Trainable(Slow(), check=check), steps, settings, adamw, tmp_path, seed=0, probe=look)
+    assert result.seconds == pytest.approx(4)
+    assert [row["images_per_second"] for row in read_metrics(tmp_path / "metrics.jsonl")] == pytest.approx([2] * 4)
 
 
 def test_gradient_is_clipped_to_the_largest_norm(tmp_path: Path) -> None:
