@@ -145,6 +145,10 @@ class Train(Stage):
         check_packages(self.trained, self.optimizer, self.tracking)
         if self.guard is not None:
             self.guard.check()
+        if processes.count() > 1:
+            from t2i.training.loop import micro_steps
+
+            micro_steps(self.loop, processes.count())
         if self.model is None or not isinstance(self.objective, DenoiserObjective):
             return
         from t2i.training.outline import outline_training

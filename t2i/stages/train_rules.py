@@ -111,6 +111,9 @@ def _check_numbers(train: Train) -> None:
     if couples_batch(train.objective) and train.loop.micro_batch_size not in (None, train.loop.batch_size):
         raise ValueError(f"{train.objective.type} couples the whole batch: micro_batch_size cannot be smaller")
     check_rates(train.trained, train.optimizer)
+    head_rate = train.objective.head_learning_rate if isinstance(train.objective, BradleyTerry) else None
+    if train.optimizer.type == "prodigy" and head_rate is not None:
+        raise ValueError("objective.head_learning_rate: prodigy has one learning rate for all; leave it out")
     check_precision(train.trained, train.loop)
 
 

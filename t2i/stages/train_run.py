@@ -49,7 +49,7 @@ def run_training(train: Train, context: StageContext) -> dict[str, Any]:
         task.examples,
         context.seed,
         train.loop.batch_size,
-        train.loop.micro_batch_size or max(1, train.loop.batch_size // processes.count()),
+        train.loop.portion(processes.count()),
         train.loop.workers,
     )
     result = _fit(train, task, batches, settings)
@@ -90,7 +90,7 @@ def _watch(train: Train, task: Task, settings: TaskSettings) -> Watch | None:
         return None
     measure = sample = None
     if train.held_out is not None and task.held_out is not None:
-        size = train.loop.micro_batch_size or train.loop.batch_size
+        size = train.loop.portion(processes.count())
         loss = HeldOutLoss(task.held_out, train.held_out, batch_size=size, seed=settings.seed)
         device = next(task.family.denoiser.parameters()).device
         measure = partial(loss, task.trainable.module, device, precision=train.loop.precision)

@@ -87,7 +87,7 @@ def estimate_run(
     weights = sum(value.nbytes for value in (*frozen, *buffers)) - _bytes_spared(outline, settings)
     plan = plan or square_plan(len(settings.records), outline.resolution)
     cache = _cache_bytes(outline, settings, plan)
-    micro = loop.micro_batch_size or max(1, loop.batch_size // processes)
+    micro = loop.portion(processes)
     dtype = COMPUTE_DTYPES[loop.precision]
     copies = _copied_weights(outline, dtype)
     step = outline.step(largest_bucket(plan), micro, text_is_cached=settings.cache.text, dtype=dtype)

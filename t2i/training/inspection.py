@@ -155,7 +155,7 @@ def measure_step(inspection: Inspection, family: ModelFamily, plan: BucketPlan) 
 def _noise_batch(inspection: Inspection, family: ModelFamily, plan: BucketPlan) -> DiffusionBatch:
     """A micro-batch as large as the largest that the run will see; captions encoded where the run has them cached."""
     width, height = largest_bucket(plan)
-    count = inspection.loop.micro_batch_size or inspection.loop.batch_size
+    count = inspection.loop.portion(1)
     device = next(family.pipeline.vae.parameters()).device
     latents = family.encode_images(torch.zeros(1, 3, height, width, device=device)).mean
     latents = torch.randn(count, *latents.shape[1:], generator=torch.Generator().manual_seed(0))

@@ -363,8 +363,8 @@ class _Run:
 
 def micro_steps(settings: LoopSettings, processes: int) -> int:
     """Forward passes per process and optimizer step. Raises ConfigError unless the batch divides evenly."""
-    micro = settings.micro_batch_size or settings.batch_size // processes
-    if micro == 0 or settings.batch_size % (micro * processes):
+    micro = settings.portion(processes)
+    if settings.batch_size % (micro * processes):
         raise ConfigError(
             f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {micro} x {processes} processes."
         )

@@ -98,6 +98,10 @@ class FullSettings(FrozenModel):
 Trained = Annotated[LoraSettings | FullSettings, Field(discriminator="type")]
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""Of a running mean: the share of it that a step keeps."""
+
+
 class OptimizerSettings(FrozenModel):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) or a relative of it, and its learning-rate schedule."""
 
@@ -107,7 +111,7 @@ class OptimizerSettings(FrozenModel):
     with a synchronisation per tensor and step."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate: 1e-4 is usual for LoRA, 1e-5 for full fine-tuning, 1 for prodigy, where it is a factor."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the running mean of the gradient and of its square."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay."""
@@ -160,6 +164,10 @@ class LoopSettings(FrozenModel):
             both = f"batch_size {self.batch_size}, micro_batch_size {self.micro_batch_size}"
             raise ValueError(f"{both}: the batch must be a multiple of its portions")
         return self
+
+    def portion(self, processes: int) -> int:
+        """Examples of a forward pass, in each of so many processes."""
+        return self.micro_batch_size or max(1, self.batch_size // processes)
 
 
 class SpeedSettings(FrozenModel):

@@ -224,6 +224,13 @@ def test_prodigy_takes_a_rate_that_is_a_factor() -> None:
         settings("prodigy", learning_rate=1e-4)
 
 
+@pytest.mark.parametrize("betas", [(0.9, 1.0), (0.9, 99.0), (-0.1, 0.99)])
+def test_decays_that_are_none_are_found_in_the_recipe(betas: tuple[float, float]) -> None:
+    with pytest.raises(ValidationError, match=r"betas"):
+        settings("adamw", betas=betas)
+    assert settings("adamw", betas=(0.0, 0.5)).betas == (0.0, 0.5)
+
+
 @pytest.mark.parametrize(
     "trained",
     [

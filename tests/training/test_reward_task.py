@@ -272,6 +272,13 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, pairs: list[Prefe
             "held_out_pairs: only bradley_terry takes it",
         ),
         ({"buckets": {}, "resolution": 64}, "buckets: .*bradley_terry"),
+        (
+            {
+                "optimizer": {"type": "prodigy", "learning_rate": 1.0},
+                "objective": {"type": "bradley_terry", "head_learning_rate": 1e-3},
+            },
+            r"head_learning_rate: prodigy has one learning rate",
+        ),
     ],
 )
 def test_a_recipe_gives_pairs_to_objectives_that_learn_from_pairs(fields: dict[str, Any], complaint: str) -> None:

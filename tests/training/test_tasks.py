@@ -25,6 +25,7 @@ from t2i.stages.train import Train
 from t2i.training.log import read_metrics
 from t2i.training.settings import FullSettings, SpeedSettings
 from t2i.training.speed import apply_speed
+from t2i.training.tasks import build_task
 
 LOOP = {"steps": 2, "batch_size": 4, "log_every": 1}
 OPTIMIZER = {"learning_rate": 1e-3}
@@ -383,6 +384,32 @@ def test_noise_that_does_not_fit_the_model_is_refused_by_the_check(objective: di
     stage = {"model": str(tiny.sd1()), **data, "optimizer": OPTIMIZER, "loop": LOOP, "objective": objective}
     with pytest.raises(ConfigError, match=complaint):
         tiny.from_recipe(Train, stage).check()
+
+
+def test_a_batch_that_processes_cannot_share_is_refused_by_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    stage = {"model": str(tiny.sd1()), "data_from": "caption", "captions": {"a": 1}, "optimizer": OPTIMIZER}
+    with pytest.raises(ConfigError, match="batch_size 3 is not a multiple of micro_batch_size 1 x 2 processes"):
+        tiny.from_recipe(Train, {**stage, "loop": {"steps": 1, "batch_size": 3}}).check()
+    tiny.from_recipe(Train, {**stage, "loop": {"steps": 1, "batch_size": 4}}).check()
+
+
+def test_held_out_batches_are_the_share_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from t2i.stages.train_inputs import read_inputs
+    from t2i.stages.train_run import _watch
+
+    fields = {"model": str(tiny.sd1()), "captions": {"caption": 1}, "trained": {"type": "lora", "rank": 1}}
+    held_out = {"share": 0.5, "examples": 8}
+    stage = tiny.from_recipe(
+        Train, {**fields, "data_from": "caption", "optimizer": OPTIMIZER, "loop": LOOP, "held_out": held_out}
+    )
+    settings = read_inputs(stage, tiny.context(tmp_path, {"data_from": tiny.captioned_photographs()}))
+    task = build_task(settings, stage.objective)
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    watch: Any = _watch(stage, task, settings)
+    assert watch.held_out_loss.func.batch_size == LOOP["batch_size"] / 2
 
 
 def test_metadata_of_the_adapter_names_the_recipe_and_the_steps(tmp_path: Path) -> None:

@@ -259,6 +259,13 @@ def test_batch_that_does_not_divide_is_refused(portion: int | None, processes: i
         micro_steps(LoopSettings(steps=1, batch_size=8, micro_batch_size=portion), processes)
 
 
+@pytest.mark.parametrize(("portion", "processes", "examples"), [(None, 1, 8), (None, 2, 4), (2, 4, 2), (None, 16, 1)])
+def test_a_portion_without_a_size_is_the_process_s_share_of_the_batch(
+    portion: int | None, processes: int, examples: int
+) -> None:
+    assert LoopSettings(steps=1, batch_size=8, micro_batch_size=portion).portion(processes) == examples
+
+
 def test_module_without_trained_parameters_is_refused(tmp_path: Path) -> None:
     module = Slope()
     module.slope.requires_grad_(False)
