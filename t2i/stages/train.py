@@ -174,7 +174,8 @@ class Train(Stage):
         tables = [preview.records for preview in known] if len(known) == len(previews) else [[]] * len(previews)
         settings = self.task_settings(self.model, tables, context.seed, Path())
         has_captions = all(preview.has_captions for preview in known)
-        inspection = Inspection(settings, self.objective, self.loop, self.optimizer, has_captions)
+        share = self.held_out.share if self.held_out else None
+        inspection = Inspection(settings, self.objective, self.loop, self.optimizer, has_captions, share)
         return facts | inspection.facts(is_probed=context.is_probed)
 
     def _caution(self) -> dict[str, JsonValue]:

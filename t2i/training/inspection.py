@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from t2i import lora
 from t2i.data.buckets import BucketPlan, square_plan
 from t2i.data.diffusion import count_truncated
+from t2i.data.held_out import is_held_out
 from t2i.objectives import Denoising
 from t2i.objectives.base import DiffusionBatch
 from t2i.report.numbers import byte_size, duration
@@ -54,6 +55,8 @@ class Inspection:
     optimizer: OptimizerSettings
     has_captions: bool
     """False if a model is still to write them."""
+    held_out_share: float | None = None
+    """Share of the images that only measure."""
 
     def facts(self, *, is_probed: bool) -> dict[str, JsonValue]:
         """In the order in which they are found out. Raises what the run would raise, before anything is loaded."""
@@ -83,8 +86,13 @@ class Inspection:
         if plan is None or self.settings.mix is None:
             return {"images": "known once the stages before have run"}
         kept = int((plan.of_record >= 0).sum())
-        passes = self.loop.steps * self.loop.batch_size / kept
-        facts: dict[str, JsonValue] = {"images": kept, "passes": round(passes, 2), **plan.facts()}
+        held_out, is_exact = self._held_out(plan, kept)
+        passes = self.loop.steps * self.loop.batch_size / max(1, kept - held_out)
+        facts: dict[str, JsonValue] = {"images": kept - held_out, "passes": round(passes, 2)}
+        if self.held_out_share is not None:
+            facts["held out"] = held_out if is_exact else f"about {held_out}"
+        # Of those held out too: they are encoded alike, and named where they do not fit.
+        facts |= plan.facts()
         if self.has_captions:
             texts = diffusion_data(self.settings, self.settings.mix).texts()
             counts = count_truncated(outline.family, texts)
@@ -92,6 +100,16 @@ class Inspection:
                 name: f"{count} of {len(texts)}" for name, count in counts.items()
             }
         return facts
+
+    def _held_out(self, plan: BucketPlan, kept: int) -> tuple[int, bool]:
+        """How many of the images that fit are held out, and whether that is counted: where the bytes of an image, which
+        decide, have not been read yet, only the share is known."""
+        if self.held_out_share is None:
+            return 0, True
+        rows = [row for row, bucket in zip(self.settings.records, plan.of_record, strict=True) if bucket >= 0]
+        if not all(row.id for row in rows):
+            return round(self.held_out_share * kept), False
+        return sum(is_held_out(row, self.held_out_share, self.settings.seed) for row in rows), True
 
 
 def _trained_facts(outline: TrainingOutline) -> dict[str, JsonValue]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from painted import paint
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from t2i.data.held_out import hold_out
 from t2i.data.preview import Preview
 from t2i.data.rows import RecordTable
 from t2i.data.sources import RECORDS_FILE, save_records
@@ -168,6 +170,21 @@ def test_inspect_counts_buckets_and_names_misfits_from_records(tmp_path: Path) -
     given["buckets"] = {**BUCKETS, "unfit": "refuse"}
     with pytest.raises(DataError, match=r"0004\.png: 200x20: an aspect above 2"):
         tiny.from_recipe(Train, given).inspect(context)
+
+
+def test_inspect_counts_images_that_are_held_out_apart(tmp_path: Path) -> None:
+    stage = pictures(tmp_path, "own", [(32 + number, 32) for number in range(12)], "dog {}")
+    held_out = {"share": 0.3, "examples": 4}
+    given = {**BASE, "model": str(tiny.sd1()), "data_from": "own", "loop": LOOP, "held_out": held_out}
+    rows = RecordTable(stage / RECORDS_FILE)
+    [held] = hold_out([rows], 0.3, 7)[1]
+    facts = tiny.from_recipe(Train, given).inspect(InspectContext({"data_from": [Preview(rows)]}, 7))
+    assert (facts["images"], facts["held out"]) == (12 - len(held), len(held))
+    assert facts["passes"] == round(3 * 2 / (12 - len(held)), 2)
+    # Of a folder only headers are read, and the bytes of an image decide.
+    unread = [replace(row, id="") for row in rows]
+    facts = tiny.from_recipe(Train, given).inspect(InspectContext({"data_from": [Preview(unread)]}, 7))
+    assert (facts["images"], facts["held out"]) == (8, "about 4")
 
 
 def test_images_that_do_not_fit_are_named_whether_they_are_held_out_or_not(tmp_path: Path) -> None:
