@@ -241,7 +241,7 @@ def test_a_layer_at_the_top_does_not_drag_in_its_namesakes_below() -> None:
     family: Any = SimpleNamespace(
         pipeline=SimpleNamespace(components={"net": net}, net=net),
         denoiser=net,
-        facts=FamilyFacts("net", "", "net", (), ("to_q",), (), ()),
+        facts=FamilyFacts("net", "", "net", 1.0, (), ("to_q",), (), ()),
     )
     lora.inject(family, settings(modules=({"match": "^proj_out", "rank": 1},)), seed=0)
     assert {path: layer.r["default"] for path, layer in adapted_layers(net).items()} == {"proj_out": 1, "block.to_q": 4}
@@ -346,7 +346,7 @@ class PixArtLike:
         self.pipeline = pixart()
         self.denoiser: Any = self.pipeline.transformer
         targets = ("to_q", "to_k", "to_v", "to_out.0")
-        self.facts = FamilyFacts("like", "", "transformer", (), targets, (), (), loads_lora_files=False)
+        self.facts = FamilyFacts("like", "", "transformer", 1.0, (), targets, (), (), loads_lora_files=False)
 
     def predict(self) -> Tensor:
         draw = torch.Generator().manual_seed(3)
@@ -415,7 +415,7 @@ def flux() -> Any:
         )
     nothing: Any = None
     pipeline = FluxPipeline(*[nothing] * 6, transformer.requires_grad_(False).eval())
-    facts = FamilyFacts("flux", "", "transformer", (), ("to_q", "to_k", "to_v", "to_out.0"), (), ())
+    facts = FamilyFacts("flux", "", "transformer", 3.5, (), ("to_q", "to_k", "to_v", "to_out.0"), (), ())
     return SimpleNamespace(pipeline=pipeline, denoiser=transformer, facts=facts)
 
 
