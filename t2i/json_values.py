@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+AROUND = 40
+"""Letters that a message shows on either side of the wrong one."""
+
 
 def unwritable(value: Any) -> str:
     """What in a value, at any depth, JSON in UTF-8 cannot hold: bytes, times, broken text. Empty if it holds all."""
     if isinstance(value, str):
-        return "" if _is_unicode(value) else f"the text {value[:80]!a}, which is no Unicode"
+        return _not_unicode(value)
     if isinstance(value, Mapping):
         value = [*value.keys(), *value.values()]
     if isinstance(value, list | tuple):
@@ -22,10 +25,12 @@ def printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether it has no half of a surrogate pair, by which Python also stands for bytes of a name that are no UTF-8."""
+def _not_unicode(text: str) -> str:
+    """What about its first half of a surrogate pair, by which Python also stands for bytes of a name that are no UTF-8;
+    empty if it has none."""
     try:
         text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    except UnicodeEncodeError as error:
+        shown = text[max(0, error.start - AROUND) : error.end + AROUND]
+        return f"the text {shown!a}, which is no Unicode"
+    return ""
