@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from t2i import devices
 from t2i.families.loading import load_family
 from t2i.objectives import DiffusionDPO
 from t2i.objectives.denoising import denoising_loss, noisy_latents
@@ -57,8 +58,7 @@ def examine(model: str, revision: str | None = None) -> Iterator[Check]:
     """
     local = resolve_path(model)
     family = load_family(str(local) if local.exists() else model, revision=revision)
-    if torch.cuda.is_available():
-        family.pipeline.to("cuda")
+    family.pipeline.to(devices.compute_device())
     patient = Patient(family)
     yield patient.starts_at_log_two()
     yield patient.first_gradient()

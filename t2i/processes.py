@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from t2i import devices
 from t2i.errors import ConfigError, RunError
 
 Result = TypeVar("Result")
@@ -79,11 +80,10 @@ def _processes_asked_of_accelerate() -> int:
 
 def join() -> None:
     """Meet the other processes, and choose this one's device. Raises RunError if they are not as many as started."""
-    import torch
     from accelerate import PartialState
 
     # Unless it is told that this is a CPU, accelerate runs every process by itself there, in silence.
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=devices.compute_device().type == "cpu")
     if state.num_processes != count():
         raise RunError(f"accelerate sees {state.num_processes} processes where {count()} were started.")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from t2i import devices
 from t2i.config import FrozenModel, speed_only
 from t2i.encoder_texts import EncoderPrompt, texts_for
 from t2i.errors import ConfigError, ModelError, RunError
@@ -104,7 +105,7 @@ class Sampler:
             lora.load_into(pipeline, adapter)
             if settings.lora_scale != 1.0:
                 lora.set_strength(pipeline, settings.lora_scale)
-        if torch.cuda.is_available():
+        if devices.compute_device().type != "cpu":
             _place(pipeline, settings.offload)
         return cls(pipeline, settings, family.count_truncated, family.sampling_options, loaded_encoders(family))
 
@@ -151,7 +152,7 @@ def _place(pipeline: Any, offload: str) -> None:
     elif offload == "layers":
         pipeline.enable_sequential_cpu_offload()
     else:
-        pipeline.to("cuda")
+        pipeline.to(devices.compute_device())
 
 
 def _check_settings(settings: SamplingSettings, family: ModelFamily) -> None:

@@ -13,7 +13,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 
 LAYERS = (
-    {"errors", "suggestions", "document", "credentials", "config", "records", "resources", "processes"}
+    {"errors", "suggestions", "document", "credentials", "config", "records", "resources", "processes", "devices"}
     | {"encoder_texts", "files", "json_values"},
     {"randomness", "noise", "timesteps"},
     {"objectives", "families", "shapes", "rewards"},

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from t2i import devices
 from t2i.captioners.adapters import wear
 from t2i.captioners.chat import LocalModel
 from t2i.errors import ModelError
@@ -131,14 +132,11 @@ def _reads_images(folder: Path) -> bool:
 
 def _opened(folder: Path, settings: LocalModel, reads_images: bool) -> tuple[Any, Any]:
     """The model, and its processor or tokenizer."""
-    import torch
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
 
     from rewards.faithfulness.loading import load_model, load_processor, load_tokenizer
 
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(devices.compute_device()) if settings.device == "auto" else settings.device
     kind = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
     model = load_model(kind, folder, settings.model, device, settings.dtype)
     words = load_processor(folder, settings.model) if reads_images else load_tokenizer(folder, settings.model)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
+from t2i import devices
 from t2i.training.extras import require_package
 
 
@@ -32,7 +32,6 @@ def quantize_linears(module: nn.Module, bits: Literal[4, 8]) -> int:
 def _quantized(linear: nn.Linear, bits: Literal[4, 8]) -> nn.Module:
     quantized: Any = importlib.import_module("bitsandbytes").nn
     # Weights are quantized on the way from host memory to where they stay: a GPU never holds them whole.
-    device = "cuda" if torch.cuda.is_available() else linear.weight.device
     weight = linear.weight.detach().cpu()
     arguments: dict[str, Any] = {"bias": linear.bias is not None}
     if bits == 4:
@@ -47,4 +46,4 @@ def _quantized(linear: nn.Linear, bits: Literal[4, 8]) -> nn.Module:
         layer.weight = quantized.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     if linear.bias is not None:
         layer.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
-    return layer.to(device).eval()
+    return layer.to(devices.compute_device()).eval()

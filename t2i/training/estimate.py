@@ -16,6 +16,7 @@ import torch
 from pydantic import JsonValue
 from torch import nn
 
+from t2i import devices
 from t2i.data.buckets import BucketPlan, Size, square_plan
 from t2i.data.diffusion import Texts
 from t2i.data.examples import Dataset
@@ -175,7 +176,7 @@ def _seen_pixels(settings: TaskSettings, plan: BucketPlan) -> int:
 
 def matrix_rate(dtype: torch.dtype) -> float:
     """FLOPs a second of a plain matrix product on this machine: the best of a few."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = devices.compute_device()
     side = 8192 if device.type == "cuda" else 512
     left, right = torch.ones(2, side, side, device=device, dtype=dtype)
     best = float("inf")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 import torch
 from torch import Tensor
 
-from t2i import processes
+from t2i import devices, processes
 from t2i.errors import ConfigError, RunError, StoppedError
 from t2i.objectives.base import LossOutput
 from t2i.randomness import derive_key
@@ -378,7 +378,7 @@ def _accelerator(trainable: Trainable, folder: Path, tracking: TrackingSettings 
     # Looking for unused parameters costs a walk through the graph in every step.
     ddp = DistributedDataParallelKwargs(find_unused_parameters=trainable.has_unused)
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
+        cpu=devices.compute_device().type == "cpu",
         # accelerate has one precision per process; a recipe may have stages of several. Autocast is the loop's own.
         mixed_precision="no",
         kwargs_handlers=[ddp],

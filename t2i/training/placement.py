@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from t2i import devices
 from t2i.families.loading import describe_checkpoint, family_class, load_family
 from t2i.training.settings import FullSettings, LoraSettings, SpeedSettings
 
@@ -53,16 +54,15 @@ def encoder_names(facts: FamilyFacts) -> tuple[str, ...]:
 
 def place(family: ModelFamily, components: Iterable[str]) -> None:
     """Move components to the GPU, if there is one. One that the checkpoint lacks is passed over."""
-    if torch.cuda.is_available():
-        _move(family, components, "cuda")
+    _move(family, components, devices.compute_device())
 
 
 def release(family: ModelFamily, components: Iterable[str]) -> None:
     """Move components back to host memory."""
-    _move(family, components, "cpu")
+    _move(family, components, torch.device("cpu"))
 
 
-def _move(family: ModelFamily, components: Iterable[str], device: str) -> None:
+def _move(family: ModelFamily, components: Iterable[str], device: torch.device) -> None:
     for name in components:
         module = family.pipeline.components.get(name)
         if isinstance(module, nn.Module):

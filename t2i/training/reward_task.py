@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 import rewards
 from rewards.checkpoints import settings_files
 from rewards.clip_encoder import ClipEncoder
@@ -17,7 +15,7 @@ from rewards.clip_source import TransformersClip
 from rewards.devices import no_progress_bar
 from rewards.preference_head import PreferenceHead
 from rewards.reward_config import CONFIG_FILE, WEIGHTS_FILE, RewardModelConfig
-from t2i import lora
+from t2i import devices, lora
 from t2i.data.images import open_image
 from t2i.data.pairs import check_apart, hold_out
 from t2i.data.reward_examples import EncoderInputs, PairExamples, embed
@@ -55,8 +53,9 @@ class RewardTask:
         heads = head_numbers(objective, self.pairs)
         _check_held_out(objective, self.held_out, self.pairs[0].aspect)
         self.source = locate_checkpoint(settings.model, settings.revision)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.encoder = ClipEncoder(TransformersClip(str(self.source)), device, settings.encode_batch_size)
+        self.encoder = ClipEncoder(
+            TransformersClip(str(self.source)), str(devices.compute_device()), settings.encode_batch_size
+        )
         model: Any = self.encoder.model
         dimension = self.encoder.encode_images([open_image(Path(self.pairs[0].chosen))]).shape[-1]
         self.config = _head_config(objective, self.pairs, dimension)
