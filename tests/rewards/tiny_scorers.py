@@ -29,6 +29,40 @@ def random_state(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, tor
     return state
 
 
+def write_clip(folder: Path) -> Path:
+    """A CLIPModel with random weights: 32 px images, 16 tokens."""
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer(vocab=_vocabulary(), merges=[], model_max_length=16, pad_token="<|endoftext|>")
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 16, "eos_token_id": tokenizer.eos_token_id}
+    text |= {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = CLIPConfig(
+        text_config=layers | text,
+        vision_config=layers | {"image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CLIPModel(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                # Larger than the usual 0.02, so that different inputs get clearly different embeddings.
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _vocabulary() -> dict[str, int]:
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return {token: number for number, token in enumerate(tokens)}
+
+
 def write_open_clip(path: Path, base: Path) -> dict[str, torch.Tensor]:
     """An open_clip checkpoint of the architecture of `base` (32 wide, 2 layers, 8 px patches), under "state_dict"."""
     vocabulary = json.loads((base / "config.json").read_text())["text_config"]["vocab_size"]
@@ -192,3 +226,30 @@ def write_reward_model(folder: Path, clip: Path, *, reads_prompt: bool = True, a
     shapes: dict[str, tuple[int, ...]] = {"layers.0.weight": (8, inputs), "layers.0.bias": (8,)}
     save_file(random_state(shapes | {"layers.2.weight": (max(1, len(aspects)), 8)}, 4), folder / WEIGHTS_FILE)
     return folder
+
+
+def options(folder: Path, clip: Path) -> dict[str, dict[str, object]]:
+    """Registered name -> options that make the scorer with a checkpoint in `folder`; only scorers that have weights."""
+    import vqa_tiny
+
+    head = str(write_aesthetic_head(folder / "head.pth"))
+    write_open_clip(folder / "hps.pt", clip)
+    write_image_reward(folder)
+    bert = write_bert_tokenizer(folder / "bert")
+    blip = {"name": "blip_vqa", "model": str(vqa_tiny.blip(folder / "blip"))}
+    asking = {"questions": "asking:EveryPrompt", "vqa": "asking:Guessing", "batch_size": 5}
+    own = {"model": str(clip), "batch_size": 3}
+    return {
+        "aesthetic": own | {"head": head},
+        "aesthetic_v1": own | {"head": head},
+        "clip_iqa": own,
+        "clip_score": own,
+        "dsg": asking,
+        "hpsv2": {"model": str(folder / "hps.pt"), "base": str(clip), "batch_size": 3},
+        "image_reward": {"model": str(folder), "tokenizer": str(bert), "batch_size": 3},
+        "pickscore": own,
+        "pn_vqa": asking | {"questions": {"name": "asking:EveryPrompt", "count": 2}, "vqa": blip},
+        "reward_model": {"model": str(write_reward_model(folder / "reward", clip)), "batch_size": 3},
+        "tifa": asking | {"nearest": "words"},
+        "vqascore": {"vqa": blip, "batch_size": 5},
+    }
