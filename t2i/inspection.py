@@ -29,12 +29,17 @@ def inspect_stages(planned: Sequence[PlannedStage], *, is_probed: bool) -> Itera
 
 
 def _finished(item: PlannedStage) -> Preview | None:
-    """The images of a stage that has run."""
+    """The images, or the pairs, of a stage that has run."""
+    from t2i.data.pairs import PAIRS_FILE
     from t2i.data.rows import RecordTable
     from t2i.data.sources import RECORDS_FILE
 
-    path = item.folder / RECORDS_FILE
-    return Preview(RecordTable(path)) if item.status == "skip" and path.is_file() else None
+    if item.status != "skip":
+        return None
+    records, pairs = item.folder / RECORDS_FILE, item.folder / PAIRS_FILE
+    if records.is_file():
+        return Preview(RecordTable(records))
+    return Preview([], pairs=pairs) if pairs.is_file() else None
 
 
 def fact_lines(stage: str, facts: dict[str, JsonValue], folder: Path) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import tiny_flow
+import tiny_pairs
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -165,6 +166,80 @@ def test_gradient_checkpointing_shows_in_the_estimate_and_is_probed(folder: Path
     spared = facts(t2i("inspect", "mine.yaml", "--probe", *size, f"train.speed.gradient_checkpointing={kind}"))
     assert activations(spared) < 0.9 * activations(whole)
     assert "train.one measured step" in spared
+
+
+PAIRS = """\
+name: pairs
+model: MODEL
+stages:
+  - type: train
+    pairs: {type: pairs, path: PAIRS}
+    objective: {type: diffusion_dpo, beta: 2000}
+    trained: {type: lora, rank: 2}
+    optimizer: {learning_rate: 1e-3}
+    loop: {steps: 2, batch_size: 2}
+"""
+
+
+@pytest.fixture
+def pairs(folder: Path) -> Path:
+    """A file of 8 pairs, of which one is a tie and the last has both images of the first; and a recipe."""
+    path = tiny_pairs.write_pairs(folder / "made") / "pairs.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[1]["preference"] = 0.5
+    rows[7] |= {name: rows[0][name] for name in ("prompt", "chosen", "rejected", "chosen_id", "rejected_id")}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "pairs.yaml").write_text(PAIRS.replace("MODEL", "./model").replace("PAIRS", "made/pairs.jsonl"))
+    return path
+
+
+@pytest.mark.parametrize("trained", ["{type: lora, rank: 2}", "{type: full, components: [unet]}"])
+def test_inspect_says_of_pairs_what_their_run_then_finds(folder: Path, pairs: Path, trained: str) -> None:
+    override = f"train.trained={trained}"
+    said = facts(t2i("inspect", "pairs.yaml", "--probe", override))
+    assert (said["train.pairs"], said["train.ties left out"], said["train.passes"]) == ("7", "1", str(round(4 / 7, 2)))
+    assert said["train.captions longer than the text encoder reads.text_encoder"] == "0 of 7"
+    assert "train.one measured step" in said
+    assert t2i("run", "pairs.yaml", override).exit_code == 0
+    [train] = RunDirectory(folder / "runs", "pairs").stage_folders()
+    done = read_done(train)
+    assert done is not None
+    estimated, measured = done.facts["estimated"], done.facts["measured"]
+    assert isinstance(estimated, dict)
+    assert isinstance(measured, dict)
+    # Twelve images, for the seventh pair has those of the first; headers and keys come on top.
+    assert estimated["cache_bytes"] == 12 * 2 * 4 * (4 * 16 * 16)
+    assert measured["cache_bytes"] == pytest.approx(estimated["cache_bytes"], rel=0.25)
+    assert measured["seconds_per_step"] > estimated["seconds_per_step"]  # type: ignore[operator]
+    unet, text_encoder = (
+        sum(value.numel() for value in load_family("./model").pipeline.components[name].parameters())
+        for name in ("unet", "text_encoder")
+    )
+    # Of a whole denoiser the untrained copy is what is frozen.
+    assert estimated["frozen_parameters"] == unet + text_encoder
+    assert said["train.trained parameters"] == str(done.facts["trained_parameters"])
+
+
+def test_inspect_knows_the_pairs_of_a_stage_once_it_has_run(folder: Path, pairs: Path) -> None:
+    text = (folder / "pairs.yaml").read_text()
+    made = f"  - {{type: pair, name: pairing, table: {{path: {pairs}}}}}\n"
+    source = "pairs: {type: pairs, path: made/pairs.jsonl}"
+    assert source in text
+    (folder / "pairs.yaml").write_text(
+        text.replace("stages:\n", "stages:\n" + made).replace(source, "pairs_from: pairing")
+    )
+    found = facts(t2i("inspect", "pairs.yaml"))
+    assert found["train.pairs"] == "known once the stages before have run"
+    assert "train.estimated memory of a step" in found
+    assert t2i("run", "pairs.yaml").exit_code == 0
+    assert facts(t2i("inspect", "pairs.yaml"))["train.pairs"] == "7"
+
+
+def test_inspect_refuses_pairs_that_the_run_would_refuse(folder: Path, pairs: Path) -> None:
+    override = "train.loop.batch_size=9"
+    inspected, ran = t2i("inspect", "pairs.yaml", override), t2i("run", "pairs.yaml", override)
+    assert inspected.exit_code == ran.exit_code == 2
+    assert inspected.stderr.splitlines()[-1] == ran.stderr.splitlines()[-1]
 
 
 def test_captions_that_a_model_is_to_write_are_not_judged(folder: Path) -> None:

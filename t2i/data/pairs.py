@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from t2i.shapes.scenes import Scene
 
 PAIRS_FILE = "pairs.jsonl"
+_SIDES = ("chosen", "rejected")
 
 
 class PairsFile(FrozenModel):
@@ -105,20 +106,32 @@ def iterate_pairs(path: Path) -> Iterator[PreferencePair]:
     Raises DataError with file and line for a missing image, the same image twice, an id that is not that of the image,
     a preference outside 0.5 .. 1, a value that is not text, or a file without a pair.
     """
-    folder = path.parent.resolve()
     ids = _ImageIds()
-    number = 0
+    for where, row in _located(path):
+        chosen, rejected = (ids.of(getattr(row, side), getattr(row, f"{side}_id"), where) for side in _SIDES)
+        if chosen == rejected:
+            raise DataError(
+                f"{where}: {row.chosen!r} and {row.rejected!r} are the same image (id {chosen}); "
+                "nothing can be preferred to itself, so remove the pair."
+            )
+        yield dataclasses.replace(row, chosen_id=chosen, rejected_id=rejected)
+
+
+def iterate_stated_pairs(path: Path) -> Iterator[PreferencePair]:
+    """The same pairs without a look at any image; their ids are those that the file states, if it does."""
+    return (row for _, row in _located(path))
+
+
+def _located(path: Path) -> Iterator[tuple[str, PreferencePair]]:
+    """Where each pair of a file stands, and the pair with absolute image paths. Raises DataError."""
+    folder, number = path.parent.resolve(), 0
     for number, row in enumerate(read_jsonl(path, PreferencePair), 1):
         where = f"{path}, pair {number}"
         _check_values(row, where)
-        paths = {side: os.path.normpath(folder / getattr(row, side)) for side in ("chosen", "rejected")}
-        found = {f"{side}_id": ids.of(image, getattr(row, f"{side}_id"), where) for side, image in paths.items()}
-        if found["chosen_id"] == found["rejected_id"]:
-            raise DataError(
-                f"{where}: {row.chosen!r} and {row.rejected!r} are the same image (id {found['chosen_id']}); "
-                "nothing can be preferred to itself, so remove the pair."
-            )
-        yield dataclasses.replace(row, **paths, **found)
+        yield (
+            where,
+            dataclasses.replace(row, **{side: os.path.normpath(folder / getattr(row, side)) for side in _SIDES}),
+        )
     if not number:
         raise DataError(f"{path}: no pair.")
 

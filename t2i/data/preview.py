@@ -20,11 +20,13 @@ class Preview:
     """records: with an empty id where no bytes were read. has_captions: False if a model is still to write them.
 
     not_read: rows of the source that a run refuses or leaves out, each with its reason; pictures that it leaves out.
+    pairs: file of the preference pairs that a finished stage has written, instead of records.
     """
 
     records: Sequence[CaptionedImage]
     has_captions: bool = True
     not_read: Sequence[str] = ()
+    pairs: Path | None = None
 
 
 def preview_source(source: ImageSource) -> Preview | None:

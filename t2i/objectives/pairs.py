@@ -43,6 +43,12 @@ class PairBatch:
     preference: Tensor | None = None
     """[B], the share of votes for the chosen, above 0.5; all of them if absent."""
 
+    @classmethod
+    def of_one_image(cls, batch: DiffusionBatch) -> PairBatch:
+        """Each image of a batch over itself: nothing to learn from, but of the shape that pairs have."""
+        shared = batch.noise, batch.uniform, batch.prompts, batch.sizes, batch.conditioning, batch.keys
+        return cls(batch.latents, batch.latents, *shared)
+
     def to(self, device: torch.device) -> PairBatch:
         """The same batch with its tensors on a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))

@@ -14,8 +14,7 @@ from t2i.config import LocalPath, ModelPath, speed_only
 from t2i.data.pairs import PairSource
 from t2i.data.settings import BucketSettings, CacheSettings, CaptionPhase, DatasetSettings, MaskSettings, ViewSettings
 from t2i.data.sources import ImageSource, ImageSources
-from t2i.objectives import AnyObjective, DenoiserObjective, Denoising, DiffusionDPO, DiffusionKTO
-from t2i.objectives.beta import CONVENTIONS
+from t2i.objectives import AnyObjective, DenoiserObjective, Denoising
 from t2i.stages.base import InspectContext, Stage, StageContext, StageNames
 from t2i.stages.guard import GuardSettings
 from t2i.stages.train_rules import check_settings
@@ -31,7 +30,6 @@ from t2i.training.settings import (
 )
 
 if TYPE_CHECKING:
-    from t2i.data.preview import Preview
     from t2i.records import CaptionedImage
     from t2i.training.tasks import TaskSettings
 
@@ -156,50 +154,9 @@ class Train(Stage):
         outline_training(self.task_settings(self.model, [[]] * self.sets(), self.seed or 0, Path()), self.objective)
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
-        facts: dict[str, JsonValue] = {
-            "steps": self.loop.steps,
-            "examples seen": self.loop.steps * self.loop.batch_size,
-            **self._logit_scale(),
-            **self._caution(),
-        }
-        if self.model is None or not isinstance(self.objective, Denoising):
-            return facts
-        from t2i.training.inspection import Inspection
+        from t2i.stages.train_inspect import inspect_training
 
-        previews = self._previews(context)
-        known = [preview for preview in previews if preview is not None]
-        not_read: list[JsonValue] = [line for preview in known for line in preview.not_read]
-        if self.data is not None and not_read:
-            facts["not read"] = not_read
-        tables = [preview.records for preview in known] if len(known) == len(previews) else [[]] * len(previews)
-        settings = self.task_settings(self.model, tables, context.seed, Path())
-        has_captions = all(preview.has_captions for preview in known)
-        share = self.held_out.share if self.held_out else None
-        inspection = Inspection(settings, self.objective, self.loop, self.optimizer, has_captions, share)
-        return facts | inspection.facts(is_probed=context.is_probed)
-
-    def _caution(self) -> dict[str, JsonValue]:
-        """What is slow on this machine."""
-        from t2i.training.bf16 import caution
-
-        line = caution(self.loop.precision)
-        return {"caution": line} if line else {}
-
-    def _logit_scale(self) -> dict[str, JsonValue]:
-        """By how much a unit of mean squared error moves the logit of a pair, where the recipe alone tells."""
-        objective = self.objective
-        if not isinstance(objective, DiffusionDPO | DiffusionKTO):
-            return {}
-        if objective.beta_from is not None and CONVENTIONS[objective.beta_from.tool].summed:
-            return {}
-        return {"logit per mean squared error": objective.beta_at(1) / 2}
-
-    def _previews(self, context: InspectContext) -> list[Preview | None]:
-        from t2i.data.preview import preview_source
-
-        if self.data_from is not None:
-            return context.previews["data_from"]
-        return [preview_source(source) for source in self.sources()]
+        return inspect_training(self, context)
 
     def sources(self) -> tuple[ImageSource, ...]:
         """The sources in `data`; none where a stage gives the images."""

@@ -12,7 +12,6 @@ from t2i.data.batches import KeyedBatches
 from t2i.data.exposure import count_exposures
 from t2i.errors import ConfigError, RunError
 from t2i.export.card import dataset_strings
-from t2i.objectives import Denoising
 from t2i.stages.guard import begin_guard
 from t2i.stages.train_inputs import read_inputs
 from t2i.stages.train_rules import couples_batch
@@ -44,7 +43,7 @@ def run_training(train: Train, context: StageContext) -> dict[str, Any]:
     _say_what_is_slow(train)
     settings = read_inputs(train, context)
     task = build_task(settings, train.objective)
-    estimate = _estimate(train, settings)
+    estimate = _estimate(train, task)
     batches = KeyedBatches(
         task.examples,
         context.seed,
@@ -134,11 +133,11 @@ def _kept(train: Train, folder: Path, steps: int) -> tuple[Path, int, bool, dict
     return folder / "checkpoints" / BEST_FILE, int(facts["best_step"]), is_result, facts
 
 
-def _estimate(train: Train, settings: TaskSettings) -> dict[str, JsonValue] | None:
+def _estimate(train: Train, task: Task) -> dict[str, JsonValue] | None:
     """What training a denoiser will take, by arithmetic; None for other models."""
-    if not isinstance(train.objective, Denoising):
+    if not isinstance(task, DiffusionTask):
         return None
-    return estimate_before(settings, train.objective, train.loop, train.optimizer, processes=processes.count()).facts()
+    return estimate_before(task, train.loop, train.optimizer, processes=processes.count()).facts()
 
 
 def _measured(result: FitResult, folder: Path) -> dict[str, JsonValue]:

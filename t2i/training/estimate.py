@@ -43,7 +43,8 @@ class Estimate:
     """Weights on the device while images and captions are encoded: autoencoder and text encoders, and a denoiser that
     is quantized, which is made there."""
     weight_bytes: int
-    """What is frozen and on the device while training: the denoiser, text encoders unless their outputs are cached."""
+    """What is frozen and on the device while training: the denoiser, text encoders unless their outputs are cached, and
+    copies of what is trained whole, where the objective compares with the untrained model."""
     training_bytes: int
     """What is trained, in fp32, with gradients, the optimizer's state and the moving average."""
     activation_bytes: int
@@ -75,7 +76,7 @@ def estimate_run(
     *,
     processes: int = 1,
 ) -> Estimate:
-    """The estimate of one process of a run. plan: the size of every image; a square of each if absent.
+    """The estimate of one process of a run. plan: the size of every image of the records; a square of each if absent.
 
     The outline is used up: its tensors take the dtype of the computation.
     """
@@ -84,22 +85,23 @@ def estimate_run(
     state = 4 + OPTIMIZER_BYTES[optimizer.type] + (4 if loop.ema_decay is not None else 0)
     resident = _resident(outline, settings)
     frozen = [value for module in resident.values() for value in module.parameters() if not value.requires_grad]
+    copies = [value for module in outline.frozen_copies().values() for value in module.parameters()]
     buffers = [value for module in resident.values() for value in module.buffers()]
-    weights = sum(value.nbytes for value in (*frozen, *buffers)) - _bytes_spared(outline, settings)
+    weights = sum(value.nbytes for value in (*frozen, *copies, *buffers)) - _bytes_spared(outline, settings)
     plan = plan or square_plan(len(settings.records), outline.resolution)
     cache = _cache_bytes(outline, settings, plan)
     micro = loop.portion(processes)
     dtype = COMPUTE_DTYPES[loop.precision]
-    copies = _copied_weights(outline, dtype)
+    cast = _copied_weights(outline, dtype)
     step = outline.step(largest_bucket(plan), micro, text_is_cached=settings.cache.text, dtype=dtype)
     flops = step.flops * max(1, loop.batch_size // (micro * processes))
     return Estimate(
-        frozen_parameters=sum(value.numel() for value in frozen),
+        frozen_parameters=sum(value.numel() for value in (*frozen, *copies)),
         trained_parameters=trained,
         encoding_bytes=encoding,
         weight_bytes=weights,
         training_bytes=trained * (4 + state),
-        activation_bytes=step.activation_bytes + copies,
+        activation_bytes=step.activation_bytes + cast,
         flops_per_step=flops,
         seconds_per_step=float(f"{flops / matrix_rate(dtype):.4g}"),
         cache_bytes=cache,

@@ -13,10 +13,12 @@ from pydantic import JsonValue
 
 from t2i import lora
 from t2i.data.buckets import BucketPlan, square_plan
-from t2i.data.diffusion import count_truncated
+from t2i.data.diffusion import DiffusionData, count_truncated
 from t2i.data.held_out import is_held_out
-from t2i.objectives import Denoising
+from t2i.data.pair_examples import PairData
+from t2i.objectives import DenoiserObjective
 from t2i.objectives.base import DiffusionBatch
+from t2i.objectives.pairs import PairBatch
 from t2i.report.numbers import byte_size, duration
 from t2i.training.diffusion import diffusion_trainable
 from t2i.training.estimate import Estimate, estimate_run, largest_bucket
@@ -25,32 +27,43 @@ from t2i.training.log import read_metrics
 from t2i.training.loop import fit, micro_steps
 from t2i.training.measured import Measured
 from t2i.training.outline import TrainingOutline, outline_training
-from t2i.training.placement import encoder_names, load_for_training, place, release
+from t2i.training.placement import encoder_names, load_for_training, place
 from t2i.training.settings import LoopSettings, OptimizerSettings
-from t2i.training.speed import apply_speed
-from t2i.training.tasks import TaskSettings, diffusion_data
+from t2i.training.tasks import DiffusionTask, TaskSettings, denoiser_data, set_up_denoiser
 
 if TYPE_CHECKING:
     from t2i.families.base import ModelFamily
 
 
 def estimate_before(
-    settings: TaskSettings, objective: Denoising, loop: LoopSettings, optimizer: OptimizerSettings, *, processes: int
+    task: DiffusionTask, loop: LoopSettings, optimizer: OptimizerSettings, *, processes: int
 ) -> Estimate:
-    """The estimate of a run whose data are there. Raises ModelError and ConfigError as `outline_training` does."""
-    outline = outline_training(settings, objective)
-    plan = None
-    if settings.buckets is not None and settings.mix is not None:
-        plan = diffusion_data(settings, settings.mix).plan(outline.resolution)
+    """The estimate of a run whose task is ready. Raises ModelError and ConfigError as `outline_training` does."""
+    outline = outline_training(task.settings, task.objective)
+    settings, plan = _encoded(task.settings, task.data, task.plan)
     return estimate_run(outline, settings, loop, optimizer, plan, processes=processes)
+
+
+def _encoded(
+    settings: TaskSettings, data: DiffusionData | PairData, plan: BucketPlan
+) -> tuple[TaskSettings, BucketPlan]:
+    """The images that are encoded, as the settings' own records: those of pairs, each once for each of its prompts."""
+    if isinstance(data, DiffusionData):
+        return settings, plan
+    [dataset] = data.images.datasets
+    rows = {(row.image, row.captions[0].text): number for number, row in enumerate(data.records)}
+    records = [data.records[number] for number in rows.values()]
+    datasets = (replace(dataset, last=len(records)),)
+    of_record = plan.of_record[list(rows.values())]
+    return replace(settings, records=records, datasets=datasets), replace(plan, of_record=of_record)
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A train stage to look at. settings.records: empty where only a run can tell which images there are."""
+    """A train stage to look at. settings.records, settings.pairs: empty where only a run can tell which there are."""
 
     settings: TaskSettings
-    objective: Denoising
+    objective: DenoiserObjective
     loop: LoopSettings
     optimizer: OptimizerSettings
     has_captions: bool
@@ -64,41 +77,59 @@ class Inspection:
         micro_steps(self.loop, 1)
         outline = outline_training(self.settings, self.objective)
         facts: dict[str, JsonValue] = {"family": outline.family.facts.name, "resolution": outline.resolution}
-        plan = self._plan(outline)
-        facts |= self._data_facts(plan, outline) | _trained_facts(outline)
-        # Before the estimate, which uses the outline up.
-        estimate = estimate_run(outline, self.settings, self.loop, self.optimizer, plan)
+        data = self._data()
+        plan = None if data is None else data.plan(outline.resolution)
+        facts |= self._data_facts(data, plan, outline) | _trained_facts(outline)
+        settings, encoded = (
+            (self.settings, None) if data is None or plan is None else _encoded(self.settings, data, plan)
+        )
+        # After all else: this uses the outline up.
+        estimate = estimate_run(outline, settings, self.loop, self.optimizer, encoded)
         facts |= estimate_facts(estimate, self.loop.steps)
         if is_probed:
             measured = probe_step(self, plan or square_plan(1, outline.resolution))
             facts["one measured step"] = measured_text(measured)
         return facts
 
-    def _plan(self, outline: TrainingOutline) -> BucketPlan | None:
-        if not self.settings.records or self.settings.mix is None:
+    def _data(self) -> DiffusionData | PairData | None:
+        """The images or pairs; None where only a run can tell which. Raises DataError for what a run refuses."""
+        if self.settings.mix is None or not (self.settings.records or self.settings.pairs):
             return None
-        data = diffusion_data(self.settings, self.settings.mix)
+        data = denoiser_data(self.settings, self.objective)
         if self.has_captions:
             data.check_captions()
-        return data.plan(outline.resolution)
+        return data
 
-    def _data_facts(self, plan: BucketPlan | None, outline: TrainingOutline) -> dict[str, JsonValue]:
-        if plan is None or self.settings.mix is None:
-            return {"images": "known once the stages before have run"}
-        kept = int((plan.of_record >= 0).sum())
-        held_out, is_exact = self._held_out(plan, kept)
-        passes = self.loop.steps * self.loop.batch_size / max(1, kept - held_out)
-        facts: dict[str, JsonValue] = {"images": kept - held_out, "passes": round(passes, 2)}
-        if self.held_out_share is not None:
-            facts["held out"] = held_out if is_exact else f"about {held_out}"
+    def _data_facts(
+        self, data: DiffusionData | PairData | None, plan: BucketPlan | None, outline: TrainingOutline
+    ) -> dict[str, JsonValue]:
+        if data is None or plan is None:
+            return {self._examples: "known once the stages before have run"}
         # Of those held out too: they are encoded alike, and named where they do not fit.
-        facts |= plan.facts()
+        facts = self._counts(data, plan) | plan.facts()
         if self.has_captions:
-            texts = diffusion_data(self.settings, self.settings.mix).texts()
+            texts = data.texts()
             counts = count_truncated(outline.family, texts)
             facts["captions longer than the text encoder reads"] = {
                 name: f"{count} of {len(texts)}" for name, count in counts.items()
             }
+        return facts
+
+    @property
+    def _examples(self) -> str:
+        return "images" if self.objective.needs == "captioned_images" else "pairs"
+
+    def _counts(self, data: DiffusionData | PairData, plan: BucketPlan) -> dict[str, JsonValue]:
+        """How many examples there are, and how often each is seen."""
+        seen = self.loop.steps * self.loop.batch_size
+        if isinstance(data, PairData):
+            kept = int((plan.of_record[::2] >= 0).sum())
+            return {"pairs": kept, "ties left out": data.ties, "passes": round(seen / max(1, kept), 2)}
+        kept = int((plan.of_record >= 0).sum())
+        held_out, is_exact = self._held_out(plan, kept)
+        facts: dict[str, JsonValue] = {"images": kept - held_out, "passes": round(seen / max(1, kept - held_out), 2)}
+        if self.held_out_share is not None:
+            facts["held out"] = held_out if is_exact else f"about {held_out}"
         return facts
 
     def _held_out(self, plan: BucketPlan, kept: int) -> tuple[int, bool]:
@@ -155,12 +186,10 @@ def measure_step(inspection: Inspection, family: ModelFamily, plan: BucketPlan) 
     """Train a loaded model for one step on noise of the largest bucket's size, after one that warms up."""
     settings = inspection.settings
     lora.freeze(family)
-    trainable, _ = diffusion_trainable(family, inspection.objective, settings.trained, settings.seed)
+    trainable, components = diffusion_trainable(family, inspection.objective, settings.trained, settings.seed)
     place(family, encoder_names(family.facts))
     batch = _noise_batch(inspection, family, plan)
-    release(family, encoder_names(family.facts) if settings.cache.text else ["vae"])
-    place(family, [family.facts.denoiser])
-    apply_speed(family, settings.speed)
+    set_up_denoiser(trainable, components, settings)
     loop = inspection.loop.model_copy(update={"steps": 2, "checkpoint_every": 2, "log_every": 1, "workers": 0})
     batches = _NoiseBatches(batch, micro_steps(loop, 1))
     with tempfile.TemporaryDirectory(prefix="t2i-probe-") as name:
@@ -170,7 +199,7 @@ def measure_step(inspection: Inspection, family: ModelFamily, plan: BucketPlan) 
 
 
 @torch.no_grad()
-def _noise_batch(inspection: Inspection, family: ModelFamily, plan: BucketPlan) -> DiffusionBatch:
+def _noise_batch(inspection: Inspection, family: ModelFamily, plan: BucketPlan) -> DiffusionBatch | PairBatch:
     """A micro-batch as large as the largest that the run will see; captions encoded where the run has them cached."""
     width, height = largest_bucket(plan)
     count = inspection.loop.portion(1)
@@ -183,20 +212,22 @@ def _noise_batch(inspection: Inspection, family: ModelFamily, plan: BucketPlan) 
         conditioning = replace(family.encode_prompts(prompts), sizes=None)
     sizes = torch.tensor([[height, width, 0.0, 0.0, height, width]] * count) if family.facts.takes_sizes else None
     noise = latents.flip(0, 1)
-    return DiffusionBatch(
-        latents, noise, torch.full((count,), 0.5), prompts, sizes, conditioning, keys=tuple(range(count))
-    )
+    keys = tuple(range(count))
+    batch = DiffusionBatch(latents, noise, torch.full((count,), 0.5), prompts, sizes, conditioning, keys=keys)
+    return batch if inspection.objective.needs == "captioned_images" else PairBatch.of_one_image(batch)
 
 
 @dataclass(frozen=True)
 class _NoiseBatches:
     """The same micro-batch again and again."""
 
-    batch: DiffusionBatch
+    batch: DiffusionBatch | PairBatch
     micro_steps: int
 
-    def micro_batches(self, first_step: int, last_step: int, rank: int, world_size: int) -> Iterator[DiffusionBatch]:
+    def micro_batches(
+        self, first_step: int, last_step: int, rank: int, world_size: int
+    ) -> Iterator[DiffusionBatch | PairBatch]:
         return iter([self.batch] * ((last_step - first_step) * self.micro_steps))
 
     def describe(self, step: int) -> str:
-        return f"noise of shape {list(self.batch.latents.shape)}"
+        return f"noise of shape {list(self.batch.noise.shape)}"

@@ -16,9 +16,10 @@ from t2i.families.loading import describe_checkpoint, family_class
 from t2i.families.outline import outline_family
 from t2i.objectives import denoising_of
 from t2i.objectives.base import DiffusionBatch
+from t2i.objectives.pairs import PairBatch
 from t2i.timesteps import completed, shift_factor
 from t2i.training.arithmetic import StepArithmetic, step_arithmetic
-from t2i.training.diffusion import diffusion_trainable
+from t2i.training.diffusion import DiffusionModule, diffusion_trainable
 from t2i.training.placement import held_dtypes
 from t2i.training.settings import LoraSettings, SpeedSettings
 from t2i.training.speed import apply_speed, check_speed
@@ -53,6 +54,12 @@ class TrainingOutline:
         return {name: value for name, value in components.items() if isinstance(value, nn.Module)}
 
     @property
+    def module(self) -> DiffusionModule:
+        """Whose forward pass gives the loss."""
+        assert isinstance(self.trainable.module, DiffusionModule)
+        return self.trainable.module
+
+    @property
     def has_adapters(self) -> bool:
         """Whether what is trained was added to the model."""
         return any(".lora_" in name for name in self.trainable.parameters())
@@ -83,14 +90,18 @@ class TrainingOutline:
         return sum(sizes)
 
     def step(self, size: tuple[int, int], count: int, *, text_is_cached: bool, dtype: torch.dtype) -> StepArithmetic:
-        """One pass over `count` images of a width and height, computed in a dtype. The outline takes that dtype."""
-        for module in self.modules.values():
+        """One pass over `count` images or pairs of a width and height, in a dtype that the outline takes over."""
+        for module in (*self.modules.values(), *self.frozen_copies().values()):
             nn.Module.to(module, dtype)
         batch = self._batch(size, count, text_is_cached=text_is_cached, dtype=dtype)
-        module = self.trainable.module
-        return step_arithmetic(module, lambda: module(batch).loss)
+        return step_arithmetic(self.module, lambda: self.module(batch).loss)
 
-    def _batch(self, size: tuple[int, int], count: int, *, text_is_cached: bool, dtype: torch.dtype) -> DiffusionBatch:
+    def frozen_copies(self) -> dict[str, nn.Module]:
+        """The reference of an objective, where whole components are trained: copies of these, by name."""
+        frozen = self.module.denoiser.frozen
+        return {} if frozen is None else {name: frozen.pipeline.components[name] for name in self.components}
+
+    def _batch(self, size: tuple[int, int], count: int, *, text_is_cached: bool, dtype: torch.dtype) -> Any:
         latents = self.latents(*size, count).to(dtype)
         prompts = (_PROMPT,) * count
         conditioning = None
@@ -99,7 +110,8 @@ class TrainingOutline:
                 conditioning = replace(self.family.encode_prompts(prompts), sizes=None)
         sizes = torch.zeros(count, 6, device="meta", dtype=dtype) if self.family.facts.takes_sizes else None
         uniform, keys = torch.zeros(count, device="meta"), tuple(range(count))
-        return DiffusionBatch(latents, latents, uniform, prompts, sizes, conditioning, keys=keys)
+        batch = DiffusionBatch(latents, latents, uniform, prompts, sizes, conditioning, keys=keys)
+        return batch if self.module.objective.needs == "captioned_images" else PairBatch.of_one_image(batch)
 
 
 def outline_training(settings: TaskSettings, objective: DenoiserObjective) -> TrainingOutline:

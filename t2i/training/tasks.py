@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -126,8 +126,7 @@ class DiffusionTask:
         self.plan = plan or self.data.plan(self.resolution)
         self.held_out = self._encode_held_out(objective)
         self.examples = self.data.encode(self.family, self.plan, settings.folder)
-        self._place_denoiser()
-        self._set_speed()
+        set_up_denoiser(self.trainable, self.components, settings)
 
     def _encode_held_out(self, objective: DenoiserObjective) -> LatentExamples | None:
         """Examples of the images held out; under another seed than those that are trained on."""
@@ -141,26 +140,6 @@ class DiffusionTask:
             return None
         data.check_captions()
         return data.encode(self.family, data.plan(self.resolution), settings.folder, UNFIT_HELD_OUT_FILE)
-
-    def _place_denoiser(self) -> None:
-        """Swap what training does not call, once its outputs are cached, for the denoiser and its frozen copy."""
-        facts = self.family.facts
-        release(self.family, encoder_names(facts) if self.settings.cache.text else ["vae"])
-        place(self.family, [facts.denoiser])
-        if self._frozen is not None:
-            place(self._frozen, self.components)
-
-    def _set_speed(self) -> None:
-        """Set the denoiser up, and its frozen copy alike: before the first step both must give the same bits."""
-        apply_speed(self.family, self.settings.speed)
-        if self._frozen is not None and self._frozen.denoiser is not self.family.denoiser:
-            apply_speed(self._frozen, self.settings.speed)
-
-    @property
-    def _frozen(self) -> ModelFamily | None:
-        """The reference of an objective, where whole components are trained."""
-        module = self.trainable.module
-        return module.denoiser.frozen if isinstance(module, DiffusionModule) else None
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -214,6 +193,23 @@ def build_task(settings: TaskSettings, objective: AnyObjective) -> Task:
     if isinstance(objective, Classification):
         return ClassificationTask(settings, objective)
     return DiffusionTask(settings, objective)
+
+
+def set_up_denoiser(trainable: Trainable, components: Iterable[str], settings: TaskSettings) -> None:
+    """Once images and captions are encoded: swap what training does not call for the denoiser, and set its speed."""
+    module = trainable.module
+    assert isinstance(module, DiffusionModule)
+    family, frozen = module.denoiser.family, module.denoiser.frozen
+    facts = family.facts
+    release(family, encoder_names(facts) if settings.cache.text else ["vae"])
+    place(family, [facts.denoiser])
+    apply_speed(family, settings.speed)
+    if frozen is None:
+        return
+    place(frozen, components)
+    # Alike: before the first step both must give the same bits.
+    if frozen.denoiser is not family.denoiser:
+        apply_speed(frozen, settings.speed)
 
 
 def denoiser_data(settings: TaskSettings, objective: DenoiserObjective) -> DiffusionData | PairData:

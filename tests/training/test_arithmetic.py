@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,10 @@ from torch import nn
 from torch.nn import functional
 
 from t2i.families import load_family
-from t2i.objectives import Denoising
+from t2i.objectives import Denoising, DiffusionDPO
 from t2i.training.arithmetic import step_arithmetic
 from t2i.training.outline import TrainingOutline, outline_training
-from t2i.training.settings import LoraSettings
+from t2i.training.settings import FullSettings, LoraSettings
 from t2i.training.tasks import TaskSettings
 
 
@@ -51,20 +52,23 @@ def test_attention_by_hand_keeps_no_matrix_of_weights() -> None:
 
 
 def outline_of(model: Any, tmp_path: Any, **lora: Any) -> TrainingOutline:
-    settings = TaskSettings(
+    return outline_training(settings_for(model, tmp_path, LoraSettings(rank=4, **lora)), Denoising())
+
+
+def settings_for(model: Any, folder: Path, trained: LoraSettings | FullSettings) -> TaskSettings:
+    return TaskSettings(
         model=str(model),
         revision=None,
         random_seed=None,
-        trained=LoraSettings(rank=4, **lora),
+        trained=trained,
         mix=None,
         resolution=tiny.SIZE_PX,
         posterior="sample",
         records=[],
         seed=0,
-        folder=tmp_path,
+        folder=folder,
         encode_batch_size=1,
     )
-    return outline_training(settings, Denoising())
 
 
 @pytest.mark.parametrize("variant", ["lora", "dora"])
@@ -94,6 +98,26 @@ def test_twice_the_images_are_twice_the_work_and_activations(tmp_path: Any, mode
     assert half.flops == two.flops
     assert half.activation_bytes < 0.75 * two.activation_bytes
     assert 1.5 < two.flops / two.forward_flops < 3.5
+
+
+@pytest.mark.parametrize("model", [tiny.sd1, tiny.sdxl, tiny_flow.pixart, tiny_flow.sd3, tiny_flow.flux])
+def test_a_pair_is_a_step_on_two_images_and_one_forward_pass_of_the_reference(tmp_path: Any, model: Any) -> None:
+    size, cached = (tiny.SIZE_PX, tiny.SIZE_PX), {"text_is_cached": True, "dtype": torch.float32}
+    denoiser = load_family(str(model())).facts.denoiser
+    settings = settings_for(model(), tmp_path, FullSettings(type="full", components=(denoiser,)))
+    two = outline_training(settings, Denoising()).step(size, 2, **cached)
+    outline = outline_training(settings, DiffusionDPO(beta=2000))
+    pair = outline.step(size, 1, **cached)
+    assert pair.forward_flops == 2 * two.forward_flops
+    assert pair.flops == two.flops + two.forward_flops
+    assert pair.activation_bytes < 1.1 * two.activation_bytes
+    copies = {name: type(module) for name, module in outline.frozen_copies().items()}
+    assert copies == {denoiser: type(outline.family.denoiser)}
+    # Adapters are switched off for the reference: no copy, and a pass without their products.
+    adapted = outline_training(settings_for(model(), tmp_path, LoraSettings(rank=4)), DiffusionDPO(beta=2000))
+    assert adapted.frozen_copies() == {}
+    plain = outline_of(model(), tmp_path).step(size, 2, **cached)
+    assert 1.8 * plain.forward_flops < adapted.step(size, 1, **cached).forward_flops < 2 * plain.forward_flops
 
 
 @pytest.mark.parametrize("model", [tiny.sd1, tiny.sdxl, tiny_flow.pixart, tiny_flow.sd3, tiny_flow.flux])

@@ -39,6 +39,13 @@ def lora_of(folder: Path, facts: dict[str, Any]) -> dict[str, Tensor]:
     return load_file(folder / facts["adapter"])
 
 
+def distance(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
+    """L2 norm of the difference."""
+    return float(
+        sum(((value - two[key]).double().square().sum() for key, value in one.items()), torch.zeros(())).sqrt()
+    )
+
+
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_pairs.write_pairs(tmp_path_factory.mktemp("run") / "pair")
@@ -84,10 +91,14 @@ def test_effective_logit_scale_is_recorded_and_conversion_changes_nothing_else(t
 def test_portions_of_one_learn_what_a_whole_batch_learns(
     tmp_path: Path, pairs: Path, objective: dict[str, Any]
 ) -> None:
-    whole = lora_of(tmp_path / "a", train(tmp_path / "a", pairs, objective))
-    parts = lora_of(tmp_path / "b", train(tmp_path / "b", pairs, objective, loop={"micro_batch_size": 1}))
-    for key, value in whole.items():
-        torch.testing.assert_close(parts[key], value, rtol=1e-3, atol=2e-5)
+    # Beside such an epsilon Adam does not blow the rounding of gradients near 0 up, and shows by how much a sum is off.
+    optimizer = {"learning_rate": 2e-3, "epsilon": 1e-3}
+    whole, parts, fresh = (
+        lora_of(tmp_path / name, train(tmp_path / name, pairs, objective, optimizer=optimizer | rate, loop=loop))
+        for name, rate, loop in (("a", {}, {}), ("b", {}, {"micro_batch_size": 1}), ("c", {"learning_rate": 1e-12}, {}))
+    )
+    assert distance(whole, fresh) > 0.01
+    assert distance(whole, parts) <= 1e-4 * distance(whole, fresh)
 
 
 def test_killed_run_goes_on_to_the_same_bits(tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +194,7 @@ def test_inspect_tells_the_logit_scale_where_the_recipe_alone_does() -> None:
     def told(**beta: Any) -> object:
         values = {
             "type": "train",
-            "model": "m",
+            "model": str(tiny.sd1()),
             "pairs_from": "pair",
             "objective": {"type": "diffusion_dpo", **beta},
             "optimizer": {"learning_rate": 1e-3},
