@@ -53,37 +53,29 @@ Fields = dict[str, Any]
 
 def training_cases() -> dict[str, Fields]:
     """Name -> fields of a train stage."""
-    watched = {
-        "loop": {"steps": 3, "batch_size": 2, "checkpoint_every": 1, "ema_decay": 0.9},
-        "held_out": {"share": 0.34, "every": 3},
-        "samples": {"prompts": ["a cat"], "every": 3, "sampling": {"steps": 2}},
+    watched: Fields = {
+        "cache": {"text": True},
+        "loop": {"steps": 2, "batch_size": 2, "ema_decay": 0.9},
+        "held_out": {"share": 0.34, "every": 2},
+        "samples": {"prompts": ["a cat"], "every": 2, "sampling": {"steps": 1}},
     }
-    cases: dict[str, Fields] = {}
-    for name, model in MODELS.items():
-        cases[f"{name} watched"] = watched | {"model": str(model()), "cache": {"text": True}}
-        cases[f"{name} diffusion_dpo"] = {"model": str(model()), "objective": {"type": "diffusion_dpo", "beta": 2000}}
-        if name != "pixart":
-            trained = LORA | {"text_encoder": True}
-            cases[f"{name} text encoders"] = {"model": str(model()), "trained": trained}
-    losses = {
-        "pseudo_huber": {"schedule": "snr"},
-        "weighting": {"type": "min_snr"},
-        "noise_offset": 0.05,
-        "embedding_noise": 0.1,
-    }
+    losses: Fields = {"pseudo_huber": {"schedule": "snr"}, "weighting": {"type": "min_snr"}, "zero_terminal_snr": True}
+    losses |= {"type": "denoising", "noise_offset": 0.05, "embedding_noise": 0.1}
+    dpo = {"type": "diffusion_dpo", "beta": 2000}
+    text_too = LORA | {"text_encoder": True}
+    cases = {f"{name} watched": watched | {"model": str(model())} for name, model in MODELS.items()}
     cases |= {
-        "every loss": {"model": str(tiny.sd1("v_prediction")), "objective": {"type": "denoising", **losses}},
-        "zero terminal SNR": {
-            "model": str(tiny.sd1("v_prediction")),
-            "objective": {"type": "denoising", "zero_terminal_snr": True},
-        },
+        "sdxl diffusion_dpo": {"model": str(tiny.sdxl()), "objective": dpo, "trained": text_too},
+        "pixart diffusion_dpo": {"model": str(tiny_flow.pixart()), "objective": dpo},
+        "flux text encoder": {"model": str(tiny_flow.flux()), "trained": text_too},
+        "every loss": {"model": str(tiny.sd1("v_prediction")), "objective": losses},
         "diffusion_kto": {"objective": {"type": "diffusion_kto", "beta": 2000}},
         "chosen_denoising": {"objective": {"type": "chosen_denoising"}},
-        "whole denoiser": {"objective": {"type": "diffusion_dpo", "beta": 2000}, "trained": FULL},
-        "checkpointing": {"speed": {"gradient_checkpointing": True}},
-        "selective checkpointing": {"speed": {"gradient_checkpointing": "selective"}},
-        "channels last": {"speed": {"channels_last": True}},
-        "accumulation": {"loop": {"steps": 3, "batch_size": 4, "micro_batch_size": 2}},
+        "whole denoiser": {"objective": dpo, "trained": FULL},
+        "speed": {
+            "speed": {"gradient_checkpointing": "selective", "channels_last": True},
+            "loop": {"steps": 2, "batch_size": 2, "micro_batch_size": 1},
+        },
         "autoencoder": {"objective": {"type": "autoencoder"}, "trained": {"type": "full", "components": ["vae"]}},
     }
     return {name: {"model": str(tiny.sd1()), "resolution": tiny.SIZE_PX} | fields for name, fields in cases.items()}
@@ -95,7 +87,7 @@ def train(folder: Path, fields: Fields) -> dict[str, Tensor]:
     on_pairs = kind in ("diffusion_dpo", "diffusion_kto", "chosen_denoising")
     source = {"pairs_from": pairs()} if on_pairs else {"data_from": tiny.captioned_photographs()}
     captions = {} if on_pairs or kind == "autoencoder" else {"captions": {"caption": 1.0}}
-    steps = {"loop": {"steps": 3, "batch_size": 2}, "optimizer": {"learning_rate": 1e-3}, "trained": LORA}
+    steps = {"loop": {"steps": 2, "batch_size": 2}, "optimizer": {"learning_rate": 1e-3}, "trained": LORA}
     facts = tiny.run_stage(Train, folder, steps | captions | fields, source)
     if "adapter" in facts:
         return load_file(folder / facts["adapter"])
@@ -110,10 +102,10 @@ def pairs() -> Path:
 
 
 def resumed(folder: Path) -> dict[str, Tensor]:
-    """Two steps, and two more from their checkpoint."""
+    """A step, and another from its checkpoint."""
     fields: Fields = {"model": str(tiny.sd1()), "resolution": tiny.SIZE_PX}
-    train(folder, fields | {"loop": {"steps": 2, "batch_size": 2}})
-    return train(folder, fields | {"loop": {"steps": 4, "batch_size": 2}})
+    train(folder, fields | {"loop": {"steps": 1, "batch_size": 2}})
+    return train(folder, fields | {"loop": {"steps": 2, "batch_size": 2}})
 
 
 def sampled(name: str) -> Callable[[Path], dict[str, Tensor]]:
@@ -153,7 +145,7 @@ def rewarded(trained: Fields) -> Callable[[Path], dict[str, Tensor]]:
             "objective": {"type": "bradley_terry", "held_out_share": 0.25},
             "trained": trained,
             "optimizer": {"learning_rate": 1e-3},
-            "loop": {"steps": 3, "batch_size": 4},
+            "loop": {"steps": 2, "batch_size": 4},
         }
         facts = tiny.run_stage(Train, folder / "train", fields)
         files = sorted((folder / "train" / facts["model"]).glob("*.safetensors"))
@@ -229,7 +221,7 @@ def strict(folder: Path) -> dict[str, Tensor]:
 def waiting(folder: Path) -> dict[str, Tensor]:
     """A loop that reads a value in every step."""
     with mock.patch.object(loop._Run, "_update_ema", lambda run, step: int(run.bad_step)):
-        return train(folder, training_cases()["sd1 watched"] | {"loop": {"steps": 2, "batch_size": 2}})
+        return train(folder, training_cases()["chosen_denoising"])
 
 
 def all_cases() -> dict[str, Callable[[Path], dict[str, Tensor]]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _device
 from torch.utils import backend_registration as registration
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
@@ -99,7 +100,9 @@ def register() -> torch.device:
     named.impl("arange", lambda end, **options: _made(torch.arange, end, **options))
     named.impl("arange.start", lambda start, end, **options: _made(torch.arange, start, end, **options))
     named.impl("arange.start_step", lambda *numbers, **options: _made(torch.arange, *numbers, **options))
-    # It reads the numbers of a list where torch does not look at classes either.
+    # It reads the numbers of a list where torch does not look at classes either. `with torch.device(...)` knows it by
+    # the function, and is to remember the right one.
+    _device._device_constructors()
     make = torch.tensor
     torch.tensor = lambda data, **options: make(on_host(data), **options)
     _REGISTERED.extend([kernels, named])
