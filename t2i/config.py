@@ -34,18 +34,27 @@ class PathMark:
     """Says that a string names files whose content decides what a stage writes.
 
     written: keys of a mapping whose files are filled while the stage runs, and decide nothing.
+    may_be_code, must_be_code: whether it may, or can only, be the `module:Class` of somebody's own code.
     """
 
     may_be_hub_id: bool
     written: tuple[str, ...] = ()
+    may_be_code: bool = False
+    must_be_code: bool = False
 
 
 LocalPath = Annotated[str, PathMark(may_be_hub_id=False)]
 """A file or folder (`pkg:package/path` for package data); its content goes into the fingerprint."""
 ModelPath = Annotated[str, PathMark(may_be_hub_id=True)]
 """A hub id, or a local folder: hashed if it exists or begins with `pkg:`, `/`, `./`, `../` or `~`."""
-Options = Annotated[dict[str, str | int | float | bool], PathMark(may_be_hub_id=True, written=("answers",))]
-"""Options of a scorer; a text among them may name files, as a `ModelPath` does. `answers` is a cache of its own."""
+Options = Annotated[
+    dict[str, str | int | float | bool], PathMark(may_be_hub_id=True, written=("answers",), may_be_code=True)
+]
+"""Options of a scorer; a text among them may name files, as a `ModelPath` does, or code. `answers` is a cache of its
+own."""
+CodeName = Annotated[str, PathMark(may_be_hub_id=True, must_be_code=True)]
+"""A name that is known, or `module:Class`: the content of that module's file, not of others that it imports, goes into
+the fingerprint."""
 
 PathVisitor = Callable[[Key, PathMark, str], JsonValue]
 """Called for every path in a model with its key, its mark and the string; returns what to put in its place."""

@@ -28,7 +28,7 @@ from t2i.errors import RunError
 from t2i.moved import PLACES, follow, moves, places
 from t2i.provenance import environment, git_commit
 from t2i.recipe import Recipe
-from t2i.resources import ContentHashes, local_path
+from t2i.resources import ContentHashes, code_file, local_path
 from t2i.rundir import CONFIG, RunDirectory, damage, now_utc, read_done, read_json
 from t2i.runlock import LOCK, code_hashes, describes, write_lock
 from t2i.stages.base import Stage, StageContext
@@ -75,8 +75,9 @@ def identity(
         if path is None:
             return text
         digest = hashes.hash_path(path)
-        files[".".join(map(str, key))] = {"path": text, "sha256": digest}
-        return {"sha256": digest}
+        is_code = path == code_file(text)
+        files[".".join(map(str, key))] = {"path": _from_here(path) if is_code else text, "sha256": digest}
+        return {"class": text, "sha256": digest} if is_code else {"sha256": digest}
 
     labels = {"name", "seed", "type", *stage.references}
     fields = {name: value for name, value in output_fields(stage, visit).items() if name not in labels}
@@ -85,6 +86,12 @@ def identity(
     if stage.shows_names:
         body["names"] = {name: list(refs) for name, refs in stage.references.items()}
     return body, files
+
+
+def _from_here(path: Path) -> str:
+    """The path as a recipe in the working directory would write it."""
+    here = Path.cwd()
+    return f"./{path.relative_to(here).as_posix()}" if path.is_relative_to(here) else str(path)
 
 
 def fingerprint(body: Mapping[str, JsonValue]) -> str:

@@ -18,6 +18,7 @@ from t2i.files import write_text
 
 PACKAGE_PREFIX = "pkg:"
 _EXPLICIT_PREFIXES = (PACKAGE_PREFIX, "/", "./", "../", "~")
+_OWN = ("t2i", "rewards")
 _SETTLED_S = 2.0
 """A file younger than this may still change without a new time stamp: no statement about it is kept."""
 
@@ -44,8 +45,26 @@ def _package_folder(package: str, text: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+def code_file(text: str) -> Path | None:
+    """The file of a `module:Class` on the import path; None for other texts, what is not there, and this toolkit's own
+    code, of which stages have versions. Imports the packages that the module is in, not the module."""
+    module, found, name = text.partition(":")
+    parts = module.split(".")
+    if not found or not name.isidentifier() or not all(part.isidentifier() for part in parts) or parts[0] in _OWN:
+        return None
+    try:
+        spec = importlib.util.find_spec(module)
+    except Exception:  # of a package that is not ours; the run says what is wrong with it
+        return None
+    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
+
+
 def local_path(text: str, mark: PathMark) -> Path | None:
-    """The file or folder that a marked string names, or None for a hub id."""
+    """The file or folder that a marked string names, or None for a hub id and for the name of what is known."""
+    if (mark.may_be_code or mark.must_be_code) and (code := code_file(text)) is not None:
+        return code
+    if mark.must_be_code:
+        return None
     explicit = text.startswith(_EXPLICIT_PREFIXES) or not mark.may_be_hub_id
     path = resolve_path(text)
     # An empty text would be the working directory.

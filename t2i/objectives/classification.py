@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from t2i.config import FrozenModel
+from t2i.config import CodeName, FrozenModel
 from t2i.objectives.base import LossOutput
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Classification(FrozenModel):
     needs: ClassVar[str] = "labelled_images"
 
     type: Literal["classification"] = "classification"
-    reader: str
+    reader: CodeName
     """`module:Class` of the reader: a torch module with `image_size`, `noise_shape`, `labels(record)`,
     `augment(pixels, labels, noise)`, `forward(pixels)` and `save_pretrained(folder)`."""
 

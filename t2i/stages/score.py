@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from t2i.config import FrozenModel, ModelPath, Options, PathMark
+from t2i.config import CodeName, FrozenModel, ModelPath, Options, PathMark
 from t2i.files import write_text
 from t2i.records import GeneratedImage, ScoredImage, read_jsonl, write_jsonl
 from t2i.stages.base import Stage, StageContext, StageNames
@@ -28,8 +28,8 @@ Role = Literal["held_out", "train", "control"]
 class Scorer(FrozenModel):
     """One scorer of images."""
 
-    name: str
-    """A name that `rewards list` shows, or `module:Class`."""
+    name: CodeName
+    """A name that `rewards list` shows, or `module:Class`, whose file is watched."""
     label: str = ""
     """Column name in tables; the scorer's own name if empty."""
     model: ModelPath | None = None
@@ -37,7 +37,7 @@ class Scorer(FrozenModel):
     revision: str | None = None
     """Commit or tag of hub weights."""
     options: Options = Field(default_factory=dict)
-    """Further options of the scorer. Files that they name are watched, but for `answers`, which it fills itself."""
+    """Further options of the scorer. Files and classes in them are watched, but for `answers`, which it fills."""
     role: Role = "held_out"
     """`train` if something was optimised against it, which tables then say; `control` for brightness and the like."""
 

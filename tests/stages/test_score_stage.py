@@ -17,6 +17,7 @@ from t2i import engine
 from t2i.errors import ConfigError, RunError, T2IError
 from t2i.recipe import Recipe
 from t2i.records import GeneratedImage, ScoredImage, read_jsonl, write_jsonl
+from t2i.resources import code_file
 from t2i.stages.score import Score, Scorer
 
 GREYS = (0, 51, 102, 153, 255)
@@ -216,6 +217,38 @@ def test_a_file_that_an_option_names_is_watched(tmp_path: Path) -> None:
     said = {item.name: item.reason for item in engine.plan(Recipe.load(tmp_path / "demo.yaml"), tmp_path / "runs")}
     assert said["score"] == f"scorers.0.options.lines: content of {questions} changed"
     assert mean(tmp_path, str(questions)) == 2
+
+
+def test_the_code_of_a_scorer_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "q.jsonl").write_text("one\n")
+    code = tmp_path / "my_scorers.py"
+    code.write_text("from test_score_stage import Listed as Mine\nfrom test_score_stage import Listed as Other\n")
+    text = OPTIONS_RECIPE.format(model=tiny.sd1(), options=json.dumps({"lines": str(tmp_path / "q.jsonl"), "note": ""}))
+    recipe = tmp_path / "demo.yaml"
+
+    def planned(scorer: str) -> tuple[str, str]:
+        recipe.write_text(text.replace("test_score_stage:Listed", scorer))
+        item = engine.plan(Recipe.load(recipe), tmp_path / "runs")[1]
+        return item.status, item.reason
+
+    planned("my_scorers:Mine")
+    [_, score] = engine.run(Recipe.load(recipe), tmp_path / "runs")
+    assert planned("my_scorers:Mine")[0] == "skip"
+    assert planned("my_scorers:Other") == ("run", "scorers.0.name.class: 'my_scorers:Mine' -> 'my_scorers:Other'")
+    [file] = [
+        entry for entry in json.loads((score.folder / "config.json").read_text())["files"].items() if "name" in entry[0]
+    ]
+    assert file[0] == "scorers.0.name"
+    assert file[1]["path"] == "./my_scorers.py"
+    code.write_text(code.read_text() + "# other code\n")
+    assert planned("my_scorers:Mine") == ("run", "scorers.0.name: content of ./my_scorers.py changed")
+    # As an option too: there it may be one of a scorer that asks another.
+    assert code_file("my_scorers:Mine") == code
+    # This toolkit's own has stages with versions; and a name, a file or an address is no code.
+    for other in ("t2i.shapes.scorers:JudgeFaithfulness", "clip_score", "nowhere:Mine", "cuda:0", "my_scorers:", "a/b"):
+        assert code_file(other) is None
 
 
 def test_a_cache_that_a_scorer_fills_decides_nothing(tmp_path: Path) -> None:
