@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _CONVERTED = ("kohya", "comfyui")
 """Layouts for which `dora_rank` converts a DoRA."""
+_WHOLE = "trained a whole model, which is written as the folder that it is; leave out what is for adapters"
 
 
 class Export(Stage):
@@ -58,6 +60,13 @@ class Export(Stage):
             )
         return self
 
+    def misfit(self, earlier: Mapping[str, Stage]) -> tuple[str, str]:
+        from t2i.training.settings import FullSettings
+
+        source = self.weights_from
+        used = self._for_adapters() if isinstance(getattr(earlier.get(source), "trained", None), FullSettings) else []
+        return (used[0], f"{source} {_WHOLE}") if used else ("", "")
+
     def run(self, context: StageContext) -> dict[str, Any]:
         from t2i.stages.lineage import trained_over
         from t2i.training.outputs import trained_adapter, trained_model
@@ -70,16 +79,16 @@ class Export(Stage):
         return self._export_adapter(trained_adapter(source), trained_over([source]), context)
 
     def _check_whole(self, source: Path) -> None:
-        """What a train stage made is known only now. Raises ConfigError for fields that a whole model passes over."""
+        """For what `misfit` could not see through. Raises ConfigError for fields that a whole model passes over."""
         from t2i.errors import ConfigError
 
+        if used := self._for_adapters():
+            raise ConfigError(f"stage {self.label}: {', '.join(used)}: {source.name} {_WHOLE}.")
+
+    def _for_adapters(self) -> list[str]:
+        """Fields that say something and that a whole model would pass over."""
         fields = ("layouts", "dora_rank", "compare_from")
-        used = [name for name in fields if getattr(self, name) != type(self).model_fields[name].default]
-        if used:
-            raise ConfigError(
-                f"stage {self.label}: {', '.join(used)}: {source.name} trained a whole model, which is written as the "
-                "folder that it is; leave out what is for adapters."
-            )
+        return [name for name in fields if getattr(self, name) != type(self).model_fields[name].default]
 
     def _export_adapter(self, source: Path, base_folder: Path | None, context: StageContext) -> dict[str, Any]:
         """base_folder: of the model that an earlier stage trained and the adapter belongs to; None for `model`."""

@@ -17,7 +17,7 @@ from t2i.data.sources import ImageSource, ImageSources
 from t2i.objectives import AnyObjective, DenoiserObjective, Denoising
 from t2i.stages.base import InspectContext, Stage, StageContext, StageNames
 from t2i.stages.guard import GuardSettings
-from t2i.stages.train_rules import check_settings
+from t2i.stages.train_rules import check_settings, check_uncoupled
 from t2i.training.settings import (
     HeldOutSettings,
     LoopSettings,
@@ -146,6 +146,7 @@ class Train(Stage):
         if processes.count() > 1:
             from t2i.training.loop import micro_steps
 
+            check_uncoupled(self.objective)
             micro_steps(self.loop, processes.count())
         if self.model is None or not isinstance(self.objective, DenoiserObjective):
             return

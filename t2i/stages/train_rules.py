@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from t2i.data.settings import DatasetSettings
+from t2i.errors import ConfigError
 from t2i.objectives import (
     AnyObjective,
     BradleyTerry,
@@ -45,6 +46,12 @@ def check_settings(train: Train) -> None:
 def couples_batch(objective: AnyObjective) -> bool:
     """Whether an example's loss depends on the others of its batch, so that a batch cannot be taken in portions."""
     return isinstance(objective, Contrastive) or (isinstance(objective, DiffusionKTO) and objective.couples_batch)
+
+
+def check_uncoupled(objective: AnyObjective) -> None:
+    """Raise ConfigError for an objective of which several processes, each with its part of a batch, see too little."""
+    if couples_batch(objective):
+        raise ConfigError(f"objective: {objective.type} couples the whole batch, so it runs in one process.")
 
 
 def _check_sources(train: Train) -> None:

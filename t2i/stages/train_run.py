@@ -10,11 +10,10 @@ from pydantic import JsonValue
 from t2i import processes
 from t2i.data.batches import KeyedBatches
 from t2i.data.exposure import count_exposures
-from t2i.errors import ConfigError, RunError
+from t2i.errors import RunError
 from t2i.export.card import dataset_strings
 from t2i.stages.guard import begin_guard
 from t2i.stages.train_inputs import read_inputs
-from t2i.stages.train_rules import couples_batch
 from t2i.training.bf16 import caution
 from t2i.training.guard import GUARDED_FILE, guard_facts, read_readings
 from t2i.training.held_out import HeldOutLoss
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
 
 def run_training(train: Train, context: StageContext) -> dict[str, Any]:
     """Train until the steps are done or a probe stops the run, save the result, and return facts about it."""
-    if couples_batch(train.objective) and processes.count() > 1:
-        raise ConfigError(f"objective: {train.objective.type} couples the whole batch, so it runs in one process.")
     _say_what_is_slow(train)
     settings = read_inputs(train, context)
     task = build_task(settings, train.objective)

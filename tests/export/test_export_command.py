@@ -173,3 +173,28 @@ def test_a_whole_model_refuses_fields_for_adapters(tmp_path: Path, fields: dict[
     with pytest.raises(ConfigError, match=f"stage export: {named}: train trained a whole model, .* leave"):
         tiny.run_stage(Export, tmp_path / "export", fields, {"weights_from": tmp_path / "train"})
     assert not list((tmp_path / "export").iterdir())
+
+
+def test_a_recipe_says_where_an_export_of_a_whole_model_asks_for_what_adapters_have(tmp_path: Path) -> None:
+    lines = [
+        "name: whole",
+        f"model: {tiny.sd1()}",
+        "stages:",
+        "  - type: train",
+        "    data: {type: shapes, count: 4}",
+        "    captions: {alt: 1}",
+        "    trained: {type: full, components: [unet]}",
+        "    optimizer: {learning_rate: 1e-3}",
+        "    loop: {steps: 1, batch_size: 2}",
+        "  - type: export",
+        "    weights_from: train",
+        "    layouts: [kohya]",
+    ]
+    recipe = tmp_path / "whole.yaml"
+    recipe.write_text("\n".join(lines))
+    refused = t2i("plan", recipe)
+    assert refused.exit_code == 2
+    assert f"{recipe}:12" in refused.stderr
+    assert "layouts: train trained a whole model" in " ".join(refused.stderr.split())
+    recipe.write_text("\n".join(lines).replace("{type: full, components: [unet]}", "{type: lora, rank: 2}"))
+    assert t2i("plan", recipe).exit_code == 0

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from t2i import processes
 from t2i.data.sources import load_records
 from t2i.errors import ConfigError, DataError, RunError
 from t2i.objectives.base import DiffusionBatch
@@ -237,6 +238,20 @@ def test_contrastive_loss_cannot_be_cut_into_portions() -> None:
     loop = {**LOOP, "micro_batch_size": 2}
     with pytest.raises(ValidationError, match="couples the whole batch"):
         tiny.from_recipe(Train, {**fields, "optimizer": OPTIMIZER, "loop": loop})
+
+
+def test_contrastive_loss_is_refused_for_several_processes_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fields = {"model": "m", "data_from": "caption", "captions": {"caption": 1}, "objective": {"type": "contrastive"}}
+    fields |= {"trained": {"type": "full", "components": ["model"]}, "caption_dropout": 0}
+    stage = tiny.from_recipe(Train, {**fields, "optimizer": OPTIMIZER, "loop": LOOP})
+    stage.check()
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with pytest.raises(
+        ConfigError, match=r"^objective: contrastive couples the whole batch, so it runs in one process"
+    ):
+        stage.check()
 
 
 class Reader(nn.Module):
