@@ -237,14 +237,10 @@ def test_the_code_of_a_scorer_is_watched(tmp_path: Path, monkeypatch: pytest.Mon
     [_, score] = engine.run(Recipe.load(recipe), tmp_path / "runs")
     assert planned("my_scorers:Mine")[0] == "skip"
     assert planned("my_scorers:Other") == ("run", "scorers.0.name.class: 'my_scorers:Mine' -> 'my_scorers:Other'")
-    [file] = [
-        entry for entry in json.loads((score.folder / "config.json").read_text())["files"].items() if "name" in entry[0]
-    ]
-    assert file[0] == "scorers.0.name"
-    assert file[1]["path"] == "./my_scorers.py"
+    files = json.loads((score.folder / "config.json").read_text())["files"]
+    assert files["scorers.0.name"]["path"] == "./my_scorers.py"
     code.write_text(code.read_text() + "# other code\n")
     assert planned("my_scorers:Mine") == ("run", "scorers.0.name: content of ./my_scorers.py changed")
-    # As an option too: there it may be one of a scorer that asks another.
     assert code_file("my_scorers:Mine") == code
     # This toolkit's own has stages with versions; and a name, a file or an address is no code.
     for other in ("t2i.shapes.scorers:JudgeFaithfulness", "clip_score", "nowhere:Mine", "cuda:0", "my_scorers:", "a/b"):
