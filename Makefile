@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types unit test-kill test-gpu claims pretrain clean
+.PHONY: demo test lint types unit test-kill test-gpu claims guard pretrain clean
 
 demo: $(READY)          ## run recipes/quickstart.yaml
 	$(BIN)/t2i run recipes/quickstart.yaml
@@ -31,6 +31,8 @@ claims: $(READY)        ## recompute every results table of the README
 	$(BIN)/python benchmarks/claims.py
 	$(BIN)/python benchmarks/ablation.py
 	$(BIN)/python benchmarks/alignment.py
+
+guard: $(READY)         ## recompute the table of over-optimisation in benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/guard.py
 
 pretrain: $(READY)      ## retrain the embedded models into t2i/shapes/assets
