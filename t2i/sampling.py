@@ -169,6 +169,7 @@ def _check_settings(settings: SamplingSettings, family: ModelFamily) -> None:
             f"sampling.negative_prompt: guidance_scale {scale:g} switches guidance off, so nothing "
             "would lead away from it; leave it out, or set guidance_scale above 1."
         )
+    _check_one_step(settings, family.pipeline)
     # Latents that cannot be cut into whole patches are made smaller by some pipelines and break others.
     multiple = family.pixel_multiple if hasattr(family.pipeline, "transformer") else 8
     for side in ("width", "height"):
@@ -179,6 +180,16 @@ def _check_settings(settings: SamplingSettings, family: ModelFamily) -> None:
         raise ConfigError(
             f"sampling.scheduler: {settings.scheduler} undoes the noise of DDPM, and {name} is a model of flow; "
             "set checkpoint."
+        )
+
+
+def _check_one_step(settings: SamplingSettings, pipeline: object) -> None:
+    """Raise ConfigError where the pipeline takes a single step for that of a distilled model, whatever the model is."""
+    is_distilled = settings.scheduler == "checkpoint" and "LCM" in type(getattr(pipeline, "scheduler", None)).__name__
+    if settings.steps == 1 and type(pipeline).__name__ == "PixArtAlphaPipeline" and not is_distilled:
+        raise ConfigError(
+            "sampling.steps: PixArt alpha is sampled in 1 step only where the checkpoint was distilled to it and comes "
+            "with an LCMScheduler; set 2 at least."
         )
 
 

@@ -9,6 +9,7 @@ of their own.
 
 from __future__ import annotations
 
+import functools
 import traceback
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils import _device
 from torch.utils import backend_registration as registration
 from torch.utils._python_dispatch import return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 NAME = "simulated"
 DEVICE = torch.device("cpu")
@@ -125,24 +126,47 @@ def _made(factory: Any, *numbers: Any, dtype: Any = None, **_: Any) -> Tensor:
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operation in host memory, its results back on the device unless it copies to the host."""
-    tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-    ours = [tensor for tensor in tensors if isinstance(tensor, SimulatedTensor)]
-    _check(func, args, kwargs, ours, [tensor for tensor in tensors if not isinstance(tensor, SimulatedTensor)])
-    inner = tree_map(_as_host, kwargs) | ({"pin_memory": False} if "pin_memory" in kwargs else {})
+    ours: list[Tensor] = []
+    others: list[Tensor] = []
+    inner = [_as_host(value, ours, others) for value in args]
+    named = {name: _as_host(value, ours, others) for name, value in kwargs.items()}
+    if "pin_memory" in named:
+        named["pin_memory"] = False
+    _check(func, args, kwargs, ours, others)
     with torch.no_grad():
-        found = func(*tree_map(_as_host, args), **inner)
+        found = func(*inner, **named)
     if func is COPY_INTO:
         return args[0]
     if _leaves_device(func, args, kwargs):
         return found
-    result = tree_map(lambda leaf: SimulatedTensor(leaf) if isinstance(leaf, Tensor) else leaf, found)
-    return return_and_correct_aliasing(func, args, kwargs, result) if ours else result
+    result = _on_device(found)
+    return return_and_correct_aliasing(func, args, kwargs, result) if ours and _has_aliases(func) else result
 
 
-def _as_host(leaf: Any) -> Any:
-    if isinstance(leaf, torch.device):
+def _as_host(value: Any, ours: list[Tensor], others: list[Tensor]) -> Any:
+    """An argument of an operation in host memory; its tensors are added to the lists, by where they are."""
+    if isinstance(value, SimulatedTensor):
+        ours.append(value)
+        return value.host
+    if isinstance(value, Tensor):
+        others.append(value)
+    elif isinstance(value, list | tuple):
+        return type(value)([_as_host(item, ours, others) for item in value])
+    elif isinstance(value, torch.device):
         return torch.device("cpu")
-    return leaf.host if isinstance(leaf, SimulatedTensor) else leaf
+    return value
+
+
+def _on_device(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return SimulatedTensor(value)
+    return type(value)([_on_device(item) for item in value]) if isinstance(value, list | tuple) else value
+
+
+@functools.cache
+def _has_aliases(func: Any) -> bool:
+    """Whether an operation writes into an argument, or gives back a view of one."""
+    return any(value.alias_info is not None for value in (*func._schema.arguments, *func._schema.returns))
 
 
 def _leaves_device(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:

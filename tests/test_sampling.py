@@ -162,6 +162,15 @@ def test_schedulers_of_ddpm_are_refused_for_models_of_flow(build: Callable[[], P
         Sampler.load(str(build()), settings(scheduler=name))
 
 
+def test_one_step_is_refused_where_the_pipeline_takes_it_for_that_of_a_distilled_model() -> None:
+    one = SamplingSettings(steps=1, width=32, height=32)
+    for settings in (one, one.model_copy(update={"scheduler": "dpmsolver++"})):
+        with pytest.raises(ConfigError, match=r"^sampling.steps: PixArt alpha is sampled in 1 step only where"):
+            Sampler.load(str(tiny_flow.pixart()), settings)
+    for folder in (tiny_flow.pixart("sigma"), tiny.sd1()):
+        assert len(Sampler.load(str(folder), one).generate(["a cat"], [1])) == 1
+
+
 def test_negative_prompt_is_refused_where_nothing_leads_away_from_it() -> None:
     with pytest.raises(ConfigError, match="flux is sampled without classifier-free guidance"):
         Sampler.load(str(tiny_flow.flux()), settings(negative_prompt="a dog"))
