@@ -51,7 +51,7 @@ def score_folder(
         )
         on_image()
     facts = tuple(facts_of(descriptions[one]) for one in names)
-    return ScoreTable(name, tuple(rows), facts, pairing.missing_images, expects_prompts)
+    return ScoreTable(name, tuple(rows), facts, pairing.missing_images, expects_prompts, pairing.not_read)
 
 
 def _cut_prompts(scorers: Sequence[Reward], prompts: Sequence[str]) -> dict[str, set[str]]:

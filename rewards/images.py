@@ -24,8 +24,14 @@ MAX_PIXELS = 64 * 1024 * 1024
 MAX_ASPECT = 250
 """Long side over short side. Scorers scale the short side to some 224 pixels: a 1 x 100000 strip gets enormous."""
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Files that count as images in a folder."""
+
+OTHER_PICTURES = frozenset(
+    {".ai", ".arw", ".avif", ".cr2", ".cr3", ".dng", ".eps", ".exr", ".heic", ".heif", ".hif", ".ico", ".j2k", ".jp2"}
+    | {".jxl", ".nef", ".orf", ".pbm", ".pgm", ".pnm", ".ppm", ".psd", ".qoi", ".raf", ".svg", ".tga", ".xcf"}
+)
+"""Endings of pictures that are not read: vectors, camera raw, layers, and what not every Pillow decodes."""
 
 _PLAIN_MODES = frozenset({"RGB", "RGBX", "L", "1", "P", "CMYK", "YCbCr", "HSV"})
 _ALPHA_MODES = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewards.errors import InputError
-from rewards.images import SUFFIXES
+from rewards.images import OTHER_PICTURES, SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Pairing:
     """Images that the prompt file names and the folder lacks."""
     categories: tuple[str, ...] = ()
     """Category of each image's prompt, empty for none; no entries where no prompt has one."""
+    not_read: tuple[str, ...] = ()
+    """Pictures below the folder of formats that no scorer is given."""
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -30,15 +32,27 @@ def find_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder.")
+    found = _files(folder, SUFFIXES)
+    if not found:
+        others = pictures_not_read(folder)
+        told = f" There are {len(others)} of formats that are not read: {others[0]}." if others else ""
+        raise InputError(f"{folder}: no images; looked for {', '.join(sorted(SUFFIXES))}.{told}")
+    return found
+
+
+def pictures_not_read(folder: Path) -> tuple[str, ...]:
+    """Pictures below a folder that `find_images` leaves out although they are pictures, by their ending."""
+    return tuple(map(str, _files(folder, OTHER_PICTURES)))
+
+
+def _files(folder: Path, endings: frozenset[str]) -> list[Path]:
     found = [
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in endings
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
-    if not found:
-        raise InputError(f"{folder}: no images; looked for {', '.join(sorted(SUFFIXES))}.")
     return sorted(found, key=lambda path: _natural(path.relative_to(folder).as_posix()))
 
 
@@ -83,12 +97,13 @@ def pair_prompts(folder: Path, prompts: Path | None) -> Pairing:
     """
     images = find_images(folder)
     if prompts is None:
-        return Pairing(tuple(images), (None,) * len(images))
+        return Pairing(tuple(images), (None,) * len(images), not_read=pictures_not_read(folder))
     lines = _lines(prompts)
     if prompts.suffix == ".txt":
         if len(lines) != len(images):
             raise InputError(f"{prompts}: {len(lines)} lines for {len(images)} images in {folder}; expected one each.")
-        return Pairing(tuple(images), tuple(line.strip() or None for line in lines))
+        texts = tuple(line.strip() or None for line in lines)
+        return Pairing(tuple(images), texts, not_read=pictures_not_read(folder))
     if prompts.suffix != ".jsonl":
         raise InputError(f"{prompts}: expected a .jsonl of image and prompt, or a .txt with one prompt per image.")
     return _match_rows(images, folder, prompts, lines)
@@ -125,7 +140,8 @@ def _match_rows(images: list[Path], folder: Path, source: Path, lines: list[str]
         found[path] = prompt, category
     matched = [found.get(path, (None, "")) for path in images]
     prompts, categories = (tuple(part) for part in zip(*matched, strict=True))
-    return Pairing(tuple(images), prompts, tuple(missing), categories if any(categories) else ())
+    named = categories if any(categories) else ()
+    return Pairing(tuple(images), prompts, tuple(missing), named, pictures_not_read(folder))
 
 
 def _row(line: str, where: str) -> tuple[str, str | None, str]:

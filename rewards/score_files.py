@@ -13,7 +13,7 @@ from rewards.errors import InputError
 from rewards.score_table import Row, ScorerFacts, ScoreTable
 from rewards.scoring import describe, plain_float
 
-_MISSING = "#missing_images"
+_MISSING, _NOT_READ = "#missing_images", "#not_read"
 
 
 def scorer_id(description: Mapping[str, object]) -> str:
@@ -45,11 +45,13 @@ def describe_all(scorers: Sequence[Reward]) -> dict[str, dict[str, object]]:
 def write_table(table: ScoreTable, descriptions: Mapping[str, object], output: Path) -> None:
     """Write both files, each whole or not at all; image paths are relative to the output.
 
-    Names of images that were missing stand under `#missing_images` beside the scorers.
+    Names of images that were missing stand under `#missing_images` beside the scorers, of pictures of formats that are
+    not read under `#not_read`.
     """
     base = output.resolve().parent
     lines = [json.dumps(_to_json(row, table.scorers, base), ensure_ascii=False) + "\n" for row in table.rows]
-    known = {**descriptions, **({_MISSING: list(table.missing_images)} if table.missing_images else {})}
+    gaps = {key: list(names) for key, names in ((_MISSING, table.missing_images), (_NOT_READ, table.not_read)) if names}
+    known = {**descriptions, **gaps}
     replace_text(_scorers_file(output), json.dumps(known, indent=2, ensure_ascii=False) + "\n")
     replace_text(output, "".join(lines))
 
@@ -81,14 +83,14 @@ def read_table(path: Path) -> ScoreTable:
     if not isinstance(descriptions, dict):
         raise InputError(f"{_scorers_file(path)}: expected an object with a scorer a key.")
     try:
-        missing = tuple(map(str, descriptions.pop(_MISSING, ())))
+        missing, not_read = (tuple(map(str, descriptions.pop(key, ()))) for key in (_MISSING, _NOT_READ))
         scorers = tuple(facts_of(description) for description in descriptions.values())
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{_scorers_file(path)}: not what `rewards score` writes ({error}).") from error
     rows = tuple(_row(line, f"{path}:{number}", path.parent) for number, line in enumerate(lines, 1) if line.strip())
     if not rows:
         raise InputError(f"{path}: there are no rows in it.")
-    return ScoreTable(path.stem, rows, scorers, missing, expects_prompts=any(row.prompt for row in rows))
+    return ScoreTable(path.stem, rows, scorers, missing, any(row.prompt for row in rows), not_read)
 
 
 def _row(line: str, where: str, folder: Path) -> Row:

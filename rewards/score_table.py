@@ -61,13 +61,14 @@ class Finding:
 @dataclass(frozen=True)
 class ScoreTable:
     """Rows in order of the images. missing_images: names of images that a prompt was given for and that are not there;
-    expects_prompts: whether an image without a prompt is a gap."""
+    expects_prompts: whether an image without a prompt is a gap; not_read: pictures of formats that are not read."""
 
     name: str
     rows: tuple[Row, ...]
     scorers: tuple[ScorerFacts, ...]
     missing_images: tuple[str, ...] = ()
     expects_prompts: bool = False
+    not_read: tuple[str, ...] = ()
 
     @cached_property
     def keys(self) -> tuple[Key, ...]:
@@ -112,6 +113,7 @@ class ScoreTable:
         truncating = [scorer.name for scorer in self.scorers if scorer.needs_prompt]
         return (
             _finding("unreadable images", unreadable),
+            _finding("pictures of formats that are not read", self.not_read),
             _finding("images without a prompt", unprompted),
             _finding("prompts without an image", self.missing_images),
             _finding("blank images", _names(rows, lambda row: row.is_blank), is_gap=False),

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from rewards.errors import InputError
-from rewards.prompts import Pairing, find_images
+from rewards.prompts import Pairing, find_images, pictures_not_read
 from rewards.suites.reading import Suite, SuitePrompt
 
 
@@ -32,6 +32,7 @@ def pair_suite(folder: Path, suite: Suite) -> Pairing:
         prompts=tuple(prompt.prompt if prompt else None for prompt in found),
         missing_images=tuple(prompt.id for prompt in suite.prompts if prompt.id not in used),
         categories=tuple(prompt.category if prompt else "" for prompt in found),
+        not_read=pictures_not_read(folder),
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from rewards.images import OTHER_PICTURES
 from t2i.data.colour import is_opaque, to_grey, to_rgb
 from t2i.errors import DataError
 from t2i.json_values import printable, unwritable
@@ -21,11 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff"})
-OTHER_PICTURES = frozenset(
-    {".ai", ".arw", ".avif", ".cr2", ".cr3", ".dng", ".eps", ".exr", ".gif", ".heic", ".heif", ".hif", ".ico", ".j2k"}
-    | {".jp2", ".jxl", ".nef", ".orf", ".pbm", ".pgm", ".pnm", ".ppm", ".psd", ".qoi", ".raf", ".svg", ".tga", ".xcf"}
-)
-"""Endings of pictures that are not read: vectors, films, camera raw, layers, and what not every Pillow decodes."""
+NOT_READ = OTHER_PICTURES | {".gif"}
+"""Endings of pictures that are not read; scorers read the first image of a film, nothing is trained on it."""
 MASK_ENDING = ".mask.png"
 """`picture.mask.png` is the mask of `picture.jpg` beside it."""
 ORIENTATION = 0x0112
@@ -67,7 +65,7 @@ def list_images(folder: Path) -> list[Path]:
 
 def pictures_not_read(folder: Path) -> list[str]:
     """Files anywhere below a folder that `list_images` leaves out although they are pictures, by their ending."""
-    return sorted(printable(str(path)) for path in files_in(folder) if path.suffix.lower() in OTHER_PICTURES)
+    return sorted(printable(str(path)) for path in files_in(folder) if path.suffix.lower() in NOT_READ)
 
 
 def told_not_read(names: Sequence[str]) -> str:

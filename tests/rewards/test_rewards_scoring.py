@@ -15,6 +15,7 @@ import rewards
 from rewards.__main__ import main
 from rewards.errors import ImageError, InputError, ScoringError
 from rewards.prompts import find_images
+from rewards.score_files import read_table
 
 
 class Faulty:
@@ -115,6 +116,31 @@ def test_images_are_found_in_natural_order(folder: Path):
     Image.new("RGB", (2, 2)).save(folder / "sub" / "X.PNG")
     names = [path.relative_to(folder).as_posix() for path in find_images(folder)]
     assert names == [*(f"{number}.png" for number in range(1, 13)), "sub/X.PNG"]
+
+
+def test_pictures_that_are_not_read_are_a_gap_that_is_told_and_kept(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (folder / "sub").mkdir()
+    for name in ("phone.HEIC", "sub/raw.dng", ".hidden.avif"):
+        (folder / name).touch()
+    Image.new("RGB", (4, 4), "white").save(folder / "13.jfif", format="jpeg")
+    output = tmp_path / "scores.jsonl"
+    asked = ("score", folder, "--rewards", "brightness", "--output", output)
+    code, out, _ = _run(capsys, *asked)
+    assert code == 0
+    assert "pictures of formats that are not read: 2" in out
+    assert _run(capsys, *asked, "--strict")[0] != 0
+    table = read_table(output)
+    assert table.not_read == (str(folder / "phone.HEIC"), str(folder / "sub/raw.dng"))
+    assert table.is_incomplete
+    assert len(table.rows) == 13
+    for path in folder.glob("1*"):
+        path.unlink()
+    for path in folder.glob("*.png"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"There are 2 of formats that are not read: .*phone\.HEIC"):
+        find_images(folder)
 
 
 def test_command_line_scores_a_folder(
