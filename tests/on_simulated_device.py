@@ -12,7 +12,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -38,7 +38,7 @@ from rewards.base import DifferentiableReward  # noqa: E402
 from t2i import devices  # noqa: E402
 from t2i.stages import train_run  # noqa: E402
 from t2i.stages.train import Train  # noqa: E402
-from t2i.training import checkpoint, loop, tasks  # noqa: E402
+from t2i.training import checkpoint, loop, stepper, tasks  # noqa: E402
 
 MODELS: dict[str, Callable[[], Path]] = {
     "sd1": tiny.sd1,
@@ -221,7 +221,12 @@ def strict(folder: Path) -> dict[str, Tensor]:
 
 def waiting(folder: Path) -> dict[str, Tensor]:
     """A loop that reads a value in every step."""
-    with mock.patch.object(loop._Run, "_update_ema", lambda run, step: int(run.bad_step)):
+
+    def reading(own: stepper.Stepper, last: bool) -> AbstractContextManager[None]:
+        int(own.bad_step)
+        return nullcontext()
+
+    with mock.patch.object(stepper.Stepper, "_synchronise_on", reading):
         return train(folder, training_cases()["diffusion_kto"])
 
 
@@ -243,27 +248,28 @@ def computing_on(device: torch.device) -> Iterator[list[simulated_device.Wait]]:
     """Let the toolkit compute there; gives what the host waits for in steps after the first."""
     from accelerate.state import AcceleratorState, PartialState
 
-    build, step, write, unshared = loop._accelerator, loop._Run.step, loop.write_checkpoint, checkpoint._unshared
+    build, step = loop.build_accelerator, stepper.Stepper.step
+    write, unshared = loop.write_checkpoint, checkpoint._unshared
     waits: list[simulated_device.Wait] = []
 
-    def accelerator(*arguments: Any) -> Any:
+    def accelerator(*arguments: Any, **options: Any) -> Any:
         AcceleratorState._reset_state(reset_partial_state=True)
-        built = build(*arguments)
+        built = build(*arguments, **options)
         for state in (AcceleratorState, PartialState):
             state._shared_state["device"] = device
         return built
 
-    def watched_step(run: Any, number: int, iterator: Any) -> None:
+    def watched_step(own: stepper.Stepper, number: int, batches: Any) -> None:
         simulated_device.waits.clear()
-        step(run, number, iterator)
+        step(own, number, batches)
         if number:
             waits.extend(simulated_device.waits)
 
     on_host, state_of = simulated_device.on_host, torch.nn.Module.state_dict
     with (
         mock.patch.object(devices, "compute_device", return_value=device),
-        mock.patch.object(loop, "_accelerator", accelerator),
-        mock.patch.object(loop._Run, "step", watched_step),
+        mock.patch.object(loop, "build_accelerator", accelerator),
+        mock.patch.object(stepper.Stepper, "step", watched_step),
         # Files are written from memory, of which these tensors say they have none.
         mock.patch.object(loop, "write_checkpoint", lambda a, b, tensors, **o: write(a, b, on_host(tensors), **o)),
         mock.patch.object(torch.nn.Module, "state_dict", lambda *a, **o: on_host(state_of(*a, **o))),

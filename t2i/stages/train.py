@@ -144,7 +144,7 @@ class Train(Stage):
         if self.guard is not None:
             self.guard.check()
         if processes.count() > 1:
-            from t2i.training.loop import micro_steps
+            from t2i.training.parallel import micro_steps
 
             check_uncoupled(self.objective)
             micro_steps(self.loop, processes.count())

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,16 @@ def read_newest(folder: Path) -> tuple[int, dict[str, dict[str, Tensor]]] | None
     return None
 
 
-def weights_digest(named: dict[str, Tensor]) -> str:
+def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    """Copy values by name. Raises RunError if the names are others."""
+    if source.keys() != target.keys():
+        raise RunError("the checkpoint holds other weights than this recipe trains; delete the stage's folder.")
+    with torch.no_grad():
+        for name, value in target.items():
+            value.copy_(source[name])
+
+
+def weights_digest(named: Mapping[str, Tensor]) -> str:
     """Hash of the names and the bits of tensors."""
     digest = hashlib.blake2b()
     for name, tensor in sorted(named.items()):

@@ -24,9 +24,10 @@ from t2i.training.diffusion import diffusion_trainable
 from t2i.training.estimate import Estimate, estimate_run, largest_bucket
 from t2i.training.extras import check_packages
 from t2i.training.log import read_metrics
-from t2i.training.loop import fit, micro_steps
+from t2i.training.loop import fit
 from t2i.training.measured import Measured
 from t2i.training.outline import TrainingOutline, outline_training
+from t2i.training.parallel import micro_steps
 from t2i.training.placement import encoder_names, load_for_training, place
 from t2i.training.settings import LoopSettings, OptimizerSettings
 from t2i.training.tasks import DiffusionTask, TaskSettings, denoiser_data, set_up_denoiser

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from pydantic import JsonValue
+
+from t2i.training.window import MetricsWindow
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,32 @@ def forget_peak_memory() -> None:
 def peak_memory() -> int | None:
     """Bytes that tensors took on the GPU at most since `forget_peak_memory`; None without a GPU."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+class StepCost:
+    """Time and GPU memory that steps take, without what is done beside them: checkpoints, samples, checks."""
+
+    def __init__(self, window: MetricsWindow) -> None:
+        """window: told what to leave out of the speed that it logs."""
+        self._window, self._peak = window, 0
+        self.seconds_beside = 0.0
+        forget_peak_memory()
+
+    @contextlib.contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Leave the block out."""
+        self._peak = self.peak_memory() or 0
+        began = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - began
+        self.seconds_beside += seconds
+        self._window.leave_out(seconds)
+        forget_peak_memory()
+
+    def peak_memory(self) -> int | None:
+        """Bytes that tensors took on the GPU at most in a step; None without a GPU."""
+        since = peak_memory()
+        return None if since is None else max(since, self._peak)
 
 
 def folder_bytes(folder: Path) -> int | None:

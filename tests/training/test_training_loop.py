@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from t2i.errors import ConfigError, RunError
 from t2i.objectives.base import LossOutput
 from t2i.training.log import read_metrics
-from t2i.training.loop import FitResult, Probe, Trainable, fit, micro_steps
+from t2i.training.loop import FitResult, Probe, Trainable, fit
+from t2i.training.parallel import micro_steps
 from t2i.training.settings import LoopSettings, OptimizerSettings, ema_decay_at, learning_rate_factor
 
 
