@@ -16,6 +16,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPOSITORY = Path(__file__).parent.parent
 TEST_DATA = Path(os.environ.get("T2I_TEST_DATA") or REPOSITORY / "../shared/data").resolve()
 
+LONGEST = ("test_kill.py", "test_simulated_device.py", "test_recipes.py")
+"""Files with single tests of many seconds."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: several workers that end with short tests end together."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def test_data() -> Callable[[str], Path]:
