@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -244,6 +245,10 @@ def _check_new(option: str, path: Path | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed or incomplete under --strict, 2 wrong input, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        # A prompt or a file's name may hold a lone surrogate, which UTF-8 has no bytes for.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name="rewards", standalone_mode=False)
     except RewardError as error:

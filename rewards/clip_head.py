@@ -9,6 +9,7 @@ import numpy as np
 
 from rewards.base import ImageLike, Preprocessing, Scores1D, check_prompts, check_scores, open_batch
 from rewards.clip_encoder import ClipEncoder
+from rewards.devices import full_precision
 from rewards.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,21 +67,26 @@ class ClipHead:
         opened = open_batch(images)
         if not opened:
             return np.zeros(0, dtype=np.float32)
-        values = self._values(self._encoder.encode_images(opened), texts)
+        values = self._exact_values(self._encoder.encode_images(opened), texts)
         return check_scores(self.name, values.cpu().numpy(), len(opened))
 
     def score_tensor(self, pixels: torch.Tensor, prompts: Sequence[str] | None = None) -> torch.Tensor:
         """Score [B, 3, H, W] in [0, 1] on the scorer's device. Returns [B] float32 with gradient."""
         texts = self._texts(len(pixels), prompts)
-        return self._values(self._encoder.encode_pixels(pixels), texts)
+        return self._exact_values(self._encoder.encode_pixels(pixels), texts)
 
     def score_embeddings(self, embeddings: torch.Tensor, prompts: Sequence[str] | None = None) -> torch.Tensor:
         """Score [B, D] image embeddings, of any length, on the scorer's device. Returns [B] float32 with gradient."""
         texts = self._texts(len(embeddings), prompts)
-        return self._values(self._encoder.check_embeddings(embeddings), texts)
+        return self._exact_values(self._encoder.check_embeddings(embeddings), texts)
 
     def _texts(self, count: int, prompts: Sequence[str] | None) -> list[str]:
         return check_prompts(self.name, count, prompts) if self.needs_prompt else []
+
+    def _exact_values(self, embeddings: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        """`_values`, of which the caller's autocast would round the products."""
+        with full_precision(embeddings.device.type):
+            return self._values(embeddings, prompts)
 
     def _values(self, embeddings: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         """[B, D] unit vectors and B prompts (none if it needs none) -> [B] scores."""

@@ -109,7 +109,13 @@ def _interval(
     """Interval of a statistic of item weights: draw clusters, weigh each item as often as its cluster was drawn."""
     index, count = _cluster_index(name, items, clusters)
     return statistic_interval(
-        lambda counts: statistic(counts[:, index]), count, level=level, resamples=resamples, seed=seed, name=name
+        lambda counts: statistic(counts[:, index]),
+        count,
+        items=items,
+        level=level,
+        resamples=resamples,
+        seed=seed,
+        name=name,
     )
 
 

@@ -38,7 +38,7 @@ class HpsV2(PromptHead):
 
     def __init__(
         self,
-        release: str = "2.1",
+        release: str | float = "2.1",
         model: str = DEFAULT_MODEL,
         revision: str | None = None,
         base: str = BASE_MODEL,
@@ -47,6 +47,8 @@ class HpsV2(PromptHead):
         device: str = "cpu",
         batch_size: int = 32,
     ) -> None:
+        # A release without quotation marks is a number in YAML.
+        release = str(release)
         if release not in _FILES:
             raise InputError(f"hpsv2: unknown release {release!r}; expected one of {', '.join(_FILES)}.")
         source = OpenClip(str(model), _FILES[release], str(base), revision, base_revision, antialias)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from rewards.errors import ImageError
 
@@ -32,6 +33,32 @@ OTHER_PICTURES = frozenset(
     | {".jxl", ".nef", ".orf", ".pbm", ".pgm", ".pnm", ".ppm", ".psd", ".qoi", ".raf", ".svg", ".tga", ".xcf"}
 )
 """Endings of pictures that are not read: vectors, camera raw, layers, and what not every Pillow decodes."""
+
+UNREADABLE: tuple[type[Exception], ...] = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    TypeError,
+    struct.error,
+)
+"""What Pillow raises for damaged files: its decoders, and its readers of Exif."""
+
+_ORIENTATION = 0x0112
+"""Tag of Exif."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Orientation -> what makes the image upright (Exif 2.32, tag 274)."""
+_SAY_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+"""Metadata in which Pillow looks for it."""
 
 _PLAIN_MODES = frozenset({"RGB", "RGBX", "L", "1", "P", "CMYK", "YCbCr", "HSV"})
 _ALPHA_MODES = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
@@ -104,11 +131,32 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     _check_size(*image.size, name)
     try:
         image.load()
-        upright = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-        # Pillow's decoders raise all of these for damaged files.
+        found = orientation(image)
+    except UNREADABLE as error:
         raise ImageError(f"{name}: cannot be decoded ({error}).") from error
-    return _to_rgb(upright, name)
+    return turned(_to_rgb(image, name), found)
+
+
+def orientation(image: Image.Image) -> int:
+    """How an opened image has still to be turned, by its Exif: 1 (not at all) to 8. What is no number of these is 1.
+
+    Raises one of UNREADABLE for Exif that is none.
+    """
+    # Pillow turns a TIFF itself, its size already when it is opened.
+    found = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)
+    return found if found in _TURNS else 1
+
+
+def turned(pixels: Image.Image, orientation: int) -> Image.Image:
+    """Pixels that nobody else holds, upright, without the metadata by which a later reader would turn them again.
+
+    Unlike Pillow's exif_transpose it writes no Exif, which fails where that is damaged.
+    """
+    turn = _TURNS.get(orientation)
+    upright = pixels if turn is None else pixels.transpose(turn)
+    for key in _SAY_ORIENTATION:
+        upright.info.pop(key, None)
+    return upright
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

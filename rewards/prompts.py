@@ -120,15 +120,20 @@ def _lines(path: Path) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
+def place_of(path: Path) -> Path:
+    """A path without links to folders. A link to a file stays one: it is an image of its own, whatever it leads to."""
+    return path.parent.resolve() / path.name
+
+
 def _match_rows(images: list[Path], folder: Path, source: Path, lines: list[str]) -> Pairing:
-    by_path = {path.resolve(): path for path in images}
+    by_path = {place_of(path): path for path in images}
     found: dict[Path, tuple[str | None, str]] = {}
     missing = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         name, prompt, category = _row(line, f"{source}:{number}")
-        places = {(base / name).resolve() for base in (source.parent, folder)} & by_path.keys()
+        places = {place_of(base / name) for base in (source.parent, folder)} & by_path.keys()
         if len(places) > 1:
             raise InputError(f"{source}:{number}: {name!r} is found beside the file and in {folder}; make it one.")
         if not places:

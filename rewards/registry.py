@@ -97,14 +97,25 @@ def _made(scorer_class: type, name: str, options: dict[str, object], device: dic
 
 def _check_type(where: str, value: object, annotation: object) -> None:
     """Raise InputError for a value that a signature excludes; types that are not plain are left to the scorer."""
-    words = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    names = words.split(" | ")
+    names = _type_names(annotation)
     if not set(names) <= _PLAIN.keys():
         return
     types = tuple(kind for name in names for kind in _PLAIN[name])
     # A truth value is a number to Python, and to nobody else.
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         raise InputError(f"{where} is {value!r}, expected {' or '.join(names)}.")
+
+
+def _type_names(annotation: object) -> list[str]:
+    words = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return words.split(" | ")
+
+
+def takes_text_only(name: str, option: str) -> bool:
+    """Whether a scorer's signature allows text for an option, and no number. Errors as `load`."""
+    accepted = inspect.signature(_find(name)).parameters.get(option)
+    names = set(_type_names(accepted.annotation)) if accepted is not None else set()
+    return "str" in names and names <= {"str", "Path", "None"}
 
 
 def required_options(name: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from rewards.errors import InputError
 Floats = NDArray[np.float64]
 
 _CHUNK = 1_000_000
-"""Random numbers held at once (8 MB). The draws do not depend on it."""
+"""Numbers in an array at once (8 MB). The draws do not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ def check_resampling(level: float, resamples: int) -> None:
         raise InputError(f"resamples is {resamples}; an interval needs at least 100 (10000 is the default).")
 
 
-def _index_chunks(clusters: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Yield [r, clusters] indices drawn with replacement; the r add up to `resamples`."""
+def _index_chunks(clusters: int, resamples: int, seed: int, items: int = 0) -> Iterator[NDArray[np.int64]]:
+    """Yield [r, clusters] indices drawn with replacement; the r add up to `resamples`. items as `resampled_counts`."""
     random = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // clusters)
+    rows = max(1, _CHUNK // max(clusters, items))
     for start in range(0, resamples, rows):
         yield random.integers(clusters, size=(min(rows, resamples - start), clusters))
 
@@ -58,15 +58,18 @@ def resampled_means(columns: Floats, resamples: int, seed: int) -> Floats:
     return np.concatenate([np.stack([column[index].mean(axis=1) for column in columns.T], axis=1) for index in chunks])
 
 
-def resampled_counts(clusters: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """Yield [r, clusters]: how often each cluster was drawn, rows summing to `clusters`."""
-    for index in _index_chunks(clusters, resamples, seed):
+def resampled_counts(clusters: int, resamples: int, seed: int, items: int = 0) -> Iterator[Floats]:
+    """Yield [r, clusters]: how often each cluster was drawn, rows summing to `clusters`.
+
+    items: numbers that the caller makes of a row, such as one an image; with more of them than clusters r is smaller.
+    """
+    for index in _index_chunks(clusters, resamples, seed, items):
         offset = index + np.arange(len(index))[:, None] * clusters
         yield np.bincount(offset.ravel(), minlength=index.size).reshape(index.shape).astype(np.float64)
 
 
-def _leave_one_out(clusters: int) -> Iterator[Floats]:
-    rows = max(1, _CHUNK // clusters)
+def _leave_one_out(clusters: int, items: int) -> Iterator[Floats]:
+    rows = max(1, _CHUNK // max(clusters, items))
     for start in range(0, clusters, rows):
         left_out = np.arange(start, min(start + rows, clusters))
         yield (left_out[:, None] != np.arange(clusters)).astype(np.float64)
@@ -112,12 +115,20 @@ def mean_interval(values: Floats, draws: Floats, level: float) -> Interval:
 
 
 def statistic_interval(
-    statistic: Callable[[Floats], Floats], clusters: int, *, level: float, resamples: int, seed: int, name: str
+    statistic: Callable[[Floats], Floats],
+    clusters: int,
+    *,
+    items: int,
+    level: float,
+    resamples: int,
+    seed: int,
+    name: str,
 ) -> Interval:
     """BCa interval of any statistic of weighted clusters.
 
-    statistic: [r, clusters] counts -> [r] values, NaN where undefined (all drawn values equal). Raises InputError when
-    it is undefined for the data, or for more than one resample in ten: such data cannot carry an interval.
+    statistic: [r, clusters] counts -> [r] values, NaN where undefined (all drawn values equal); items: numbers that it
+    makes of each row. Raises InputError when it is undefined for the data, or for more than one resample in ten: such
+    data cannot carry an interval.
     """
     check_resampling(level, resamples)
     if clusters < 4:
@@ -125,13 +136,13 @@ def statistic_interval(
     [estimate] = statistic(np.ones((1, clusters)))
     if np.isnan(estimate):
         raise InputError(f"{name}: one of the two variables has the same value everywhere, so it is undefined.")
-    draws = np.concatenate([statistic(counts) for counts in resampled_counts(clusters, resamples, seed)])
+    draws = np.concatenate([statistic(counts) for counts in resampled_counts(clusters, resamples, seed, items)])
     defined = draws[~np.isnan(draws)]
     if len(defined) < 0.9 * resamples:
         raise InputError(
             f"{name}: too few distinct values; {resamples - len(defined)} of {resamples} resamples had one."
         )
-    jackknife = np.concatenate([statistic(counts) for counts in _leave_one_out(clusters)])
+    jackknife = np.concatenate([statistic(counts) for counts in _leave_one_out(clusters, items)])
     low, high = bca_interval(float(estimate), defined, jackknife[~np.isnan(jackknife)], level)
     return Interval(float(estimate), low, high, level, clusters)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rewards.base import Reward
 from rewards.errors import InputError
+from rewards.prompts import place_of
 from rewards.score_table import Row, ScorerFacts, ScoreTable
 from rewards.scoring import describe, plain_float
 
@@ -17,8 +18,12 @@ _MISSING, _NOT_READ = "#missing_images", "#not_read"
 
 
 def scorer_id(description: Mapping[str, object]) -> str:
-    """Short id of what `describe` says: name, version, and a hash of the fingerprint, or of all where there is none."""
-    basis = json.dumps(description.get("fingerprint", description), sort_keys=True)
+    """Short id of what `describe` says: name, version, and a hash of the fingerprint, or of all where there is none.
+
+    An id that `describe_all` put into the description does not change it.
+    """
+    told = {key: value for key, value in description.items() if key != "id"}
+    basis = json.dumps(told.get("fingerprint", told), sort_keys=True)
     return f"{description['name']}/{description['version']}/{hashlib.sha256(basis.encode()).hexdigest()[:12]}"
 
 
@@ -48,7 +53,7 @@ def write_table(table: ScoreTable, descriptions: Mapping[str, object], output: P
     Names of images that were missing stand under `#missing_images` beside the scorers, of pictures of formats that are
     not read under `#not_read`.
     """
-    base = output.resolve().parent
+    base = output.parent.resolve()
     lines = [json.dumps(_to_json(row, table.scorers, base), ensure_ascii=False) + "\n" for row in table.rows]
     gaps = {key: list(names) for key, names in ((_MISSING, table.missing_images), (_NOT_READ, table.not_read)) if names}
     known = {**descriptions, **gaps}
@@ -57,7 +62,7 @@ def write_table(table: ScoreTable, descriptions: Mapping[str, object], output: P
 
 
 def _to_json(row: Row, scorers: Sequence[ScorerFacts], base: Path) -> dict[str, object]:
-    image = Path(os.path.relpath(row.image.resolve(), base)).as_posix()
+    image = Path(os.path.relpath(place_of(row.image), base)).as_posix()
     values: dict[str, object] = {"image": image, "prompt": row.prompt}
     if row.category:
         values["category"] = row.category

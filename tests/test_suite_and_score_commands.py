@@ -97,6 +97,7 @@ def test_scoring_finishes_past_all_that_is_broken_and_strict_says_no(tmp_path: P
     assert counts == {
         "images": "200",
         "unreadable images": "1",
+        "pictures of formats that are not read": "0",
         "images without a prompt": "1",
         "prompts without an image": "0",
         "blank images": "1",

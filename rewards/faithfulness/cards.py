@@ -1,7 +1,8 @@
-"""Cards of scorers that ask a model questions: what is theirs, and what is the model's."""
+"""Cards and fingerprints of scorers that ask a model questions: what is theirs, and what is the model's."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -53,3 +54,14 @@ def card_of(name: str, version: str, scale: str, backend: VqaBackend) -> ScorerC
         higher_is_better=True,
         trained_on=own.trained_on,
     )
+
+
+def joint_fingerprint(own: Mapping[str, str], parts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Facts of a scorer and, by their names, of its parts. A key that is taken already gets its part's name before it.
+
+    A plug-in may well say `name` or `version` too, and a score depends on both.
+    """
+    facts = dict(own)
+    for part, told in parts.items():
+        facts |= {f"{part}.{key}" if key in facts else key: value for key, value in told.items()}
+    return facts

@@ -10,11 +10,11 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from http.client import HTTPException, HTTPMessage
-from typing import IO, TypeAlias
+from typing import IO, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from PIL import Image
@@ -22,6 +22,7 @@ from PIL import Image
 from rewards.errors import InputError, ModelError
 
 Messages: TypeAlias = list[dict[str, object]]
+_Found = TypeVar("_Found")
 
 _RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
 _NOT_ABOUT_THE_REQUEST = frozenset({401, 403, 404})
@@ -76,8 +77,28 @@ class ChatEndpoint:
         the environment has no key.
         """
         headers = self._headers()
+        return self._each(conversations, lambda messages: self._one(messages, options, headers))
+
+    def try_complete(self, conversations: Sequence[Messages]) -> list[dict[str, object] | ModelError]:
+        """As `complete`, but a request that fails for good gives its error in place of a choice.
+
+        Raises NoAnswerError where nobody listens, or not to this key or model; InputError as `complete`.
+        """
+        headers = self._headers()
+
+        def ask(messages: Messages) -> dict[str, object] | ModelError:
+            try:
+                return self._one(messages, {}, headers)
+            except ModelError as error:
+                if isinstance(error, NoAnswerError) and error.is_down:
+                    raise
+                return error
+
+        return self._each(conversations, ask)
+
+    def _each(self, conversations: Sequence[Messages], ask: Callable[[Messages], _Found]) -> list[_Found]:
         with ThreadPoolExecutor(self._parallel) as pool:
-            waiting = [pool.submit(self._one, messages, options, headers) for messages in conversations]
+            waiting = [pool.submit(ask, messages) for messages in conversations]
             try:
                 return [future.result() for future in waiting]
             finally:

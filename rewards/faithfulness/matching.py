@@ -83,7 +83,8 @@ class SentenceNearest:
     def nearest(self, answer: str, choices: Sequence[str]) -> str | None:
         """The choice of the highest cosine, the first of equals."""
         own, *others = (self.embed(text) for text in (answer, *choices))
-        cosines = [float(own @ other) for other in others]
+        with full_precision(own.device.type):
+            cosines = [float(own @ other) for other in others]
         best = max(range(len(choices)), key=lambda index: cosines[index])
         return choices[best] if self._min_similarity is None or cosines[best] >= self._min_similarity else None
 

@@ -17,7 +17,7 @@ from rewards.base import ImageLike, ScorerCard, Scores1D, check_prompts, check_s
 from rewards.errors import InputError
 from rewards.faithfulness.answers import Interrogator
 from rewards.faithfulness.backends import DEFAULT_BACKEND, VqaSpec, YesNo
-from rewards.faithfulness.cards import card_of
+from rewards.faithfulness.cards import card_of, joint_fingerprint
 from rewards.faithfulness.questions import Question
 from rewards.faithfulness.readers import OWN_SUITE
 from rewards.faithfulness.source import QuestionSource, QuestionSpec
@@ -86,8 +86,10 @@ class PnVqa:
 
     def fingerprint(self) -> dict[str, str]:
         """Questions, wording of opposites, VQA backend and their versions."""
-        own = {"name": self.name, "version": self.version, "negative": NEGATIVE} | self._source.fingerprint()
-        return dict(self._interrogator.backend.fingerprint()) | own
+        own = {"name": self.name, "version": self.version, "negative": NEGATIVE}
+        return joint_fingerprint(
+            own, {"questions": self._source.fingerprint(), "vqa": self._interrogator.backend.fingerprint()}
+        )
 
     def grade(self, images: Sequence[ImageLike], prompts: Sequence[str] | None) -> list[list[Graded]]:
         """Each image's questions with their points, for tables by category. Errors as `score`."""

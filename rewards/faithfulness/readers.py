@@ -23,6 +23,7 @@ from rewards.faithfulness.questions import (
     QuestionBook,
     find_defects,
 )
+from rewards.score_files import replace_text
 
 _DSG_COLUMNS = ("item_id", "text", "proposition_id", "dependency", "category_broad", "question_natural_language")
 OWN_SUITE = "compositional"
@@ -69,12 +70,7 @@ def write_questions(book: QuestionBook, path: Path) -> None:
         head: dict[str, object] = {"id": item.id, "prompt": item.prompt}
         head |= {"category": item.category} if item.category else {}
         lines.append(json.dumps(head | {"questions": questions}, ensure_ascii=False) + "\n")
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}).") from error
+    replace_text(path, "".join(lines))
 
 
 @dataclass(frozen=True)

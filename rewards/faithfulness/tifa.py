@@ -17,7 +17,7 @@ from rewards.base import ImageLike, ScorerCard, Scores1D, check_prompts, check_s
 from rewards.errors import InputError
 from rewards.faithfulness.answers import Interrogator
 from rewards.faithfulness.backends import DEFAULT_BACKEND, VqaSpec
-from rewards.faithfulness.cards import card_of
+from rewards.faithfulness.cards import card_of, joint_fingerprint
 from rewards.faithfulness.matching import Nearest, load_nearest, match_choice
 from rewards.faithfulness.questions import Question
 from rewards.faithfulness.readers import OWN_SUITE
@@ -107,8 +107,10 @@ class Tifa:
     def fingerprint(self) -> dict[str, str]:
         """Questions, VQA backend, matching and their versions."""
         matching = self._nearest.fingerprint() if self._nearest is not None else {"nearest": "none"}
-        own = {"name": self.name, "version": self.version} | self._source.fingerprint()
-        return matching | dict(self._interrogator.backend.fingerprint()) | own
+        own = {"name": self.name, "version": self.version}
+        return matching | joint_fingerprint(
+            own, {"questions": self._source.fingerprint(), "vqa": self._interrogator.backend.fingerprint()}
+        )
 
     def grade(self, images: Sequence[ImageLike], prompts: Sequence[str] | None) -> list[list[Graded]]:
         """Each image's questions with their answers, for tables by category. Errors as `score`."""

@@ -18,7 +18,7 @@ from rewards.base import ImageLike, ScorerCard, Scores1D, TextLimited, check_pro
 from rewards.errors import InputError
 from rewards.faithfulness.answers import Interrogator
 from rewards.faithfulness.backends import DEFAULT_BACKEND, VqaSpec
-from rewards.faithfulness.cards import card_of
+from rewards.faithfulness.cards import card_of, joint_fingerprint
 
 TEMPLATE = 'Does this figure show "{prompt}"?'
 ASPECTS = {
@@ -84,7 +84,7 @@ class VqaScore:
     def fingerprint(self) -> dict[str, str]:
         """Template, normalisation, VQA backend and their versions."""
         own = {"name": self.name, "version": self.version, "template": self._template}
-        return dict(self._interrogator.backend.fingerprint()) | own
+        return joint_fingerprint(own, {"vqa": self._interrogator.backend.fingerprint()})
 
     def score(self, images: Sequence[ImageLike], prompts: Sequence[str] | None = None) -> Scores1D:
         """Score B images against their B prompts. Returns [B] in [0, 1]. Errors as `Reward.score`, and ModelError."""

@@ -16,8 +16,8 @@ from typing import Any, Literal, Protocol, TypeAlias, cast
 
 from rewards.checkpoints import local_folder
 from rewards.devices import full_precision
-from rewards.errors import InputError
-from rewards.faithfulness.endpoint import ChatEndpoint, say, text_of
+from rewards.errors import InputError, ModelError
+from rewards.faithfulness.endpoint import ChatEndpoint, NoAnswerError, say, text_of
 from rewards.faithfulness.loading import load_model, load_tokenizer
 from rewards.faithfulness.questions import Defect, PromptQuestions, Question, QuestionBook, find_defects, in_cycles
 from rewards.faithfulness.readers import parse_question
@@ -45,8 +45,8 @@ _STYLES: dict[Style, str] = {
 class TextModel(Protocol):
     """A language model."""
 
-    def complete(self, prompts: Sequence[str]) -> list[str]:
-        """Answers to B prompts."""
+    def complete(self, prompts: Sequence[str]) -> Sequence[str | ModelError]:
+        """Answers to B prompts, or why there is none to one of them. Raises NoAnswerError where nothing answers."""
         ...
 
 
@@ -56,9 +56,23 @@ class EndpointText:
     def __init__(self, endpoint: ChatEndpoint) -> None:
         self._endpoint = endpoint
 
-    def complete(self, prompts: Sequence[str]) -> list[str]:
-        """Answers to B prompts, one request each."""
-        return [text_of(choice) for choice in self._endpoint.complete([say(prompt) for prompt in prompts])]
+    def complete(self, prompts: Sequence[str]) -> list[str | ModelError]:
+        """Answers to B prompts, one request each, or the error of one that failed for good.
+
+        Raises NoAnswerError for a server that is down or answers none of them, InputError without a key.
+        """
+        found = self._endpoint.try_complete([say(prompt) for prompt in prompts])
+        silent = [one for one in found if isinstance(one, NoAnswerError)]
+        if silent and len(silent) == len(found):
+            raise silent[0]
+        return [one if isinstance(one, ModelError) else _text_or_error(one) for one in found]
+
+
+def _text_or_error(choice: dict[str, object]) -> str | ModelError:
+    try:
+        return text_of(choice)
+    except ModelError as error:
+        return error
 
 
 class TransformersText:
@@ -137,29 +151,50 @@ class QuestionWriter:
         """Questions of each distinct prompt, under the ids "1", "2", ... in order.
 
         Prompts for which no attempt gave sound questions are defects of kind "unwritten" with the last complaint.
-        Raises InputError when that is all of them.
+        So are those that the model refused, which are not asked again, and those that were left when a server went
+        silent. Raises InputError when that is all of them, NoAnswerError for a server that was silent from the start.
         """
         distinct = list(dict.fromkeys(prompts))
         waiting = dict.fromkeys(distinct, "")
         written: dict[str, tuple[Question, ...]] = {}
-        for _ in range(self.attempts):
-            todo = list(waiting)
-            for start in range(0, len(todo), self.batch_size):
-                batch = todo[start : start + self.batch_size]
-                asked = [request(prompt, self.style, waiting[prompt]) for prompt in batch]
-                for prompt, text in zip(batch, self.model.complete(asked), strict=True):
-                    try:
-                        written[prompt] = parse_written(text, self.style)
-                        del waiting[prompt]
-                    except InputError as error:
-                        waiting[prompt] = str(error)
+        refused: dict[str, str] = {}
+        try:
+            for _ in range(self.attempts):
+                todo = list(waiting)
+                for start in range(0, len(todo), self.batch_size):
+                    self._ask(todo[start : start + self.batch_size], waiting, written, refused)
+        except NoAnswerError as error:
+            # What is written has cost requests; it is kept.
+            if not written:
+                raise
+            waiting = {prompt: complaint or str(error) for prompt, complaint in waiting.items()}
+        reasons = waiting | refused
         if not written:
-            reason = next(iter(waiting.values()), "no prompts were given")
+            reason = next((reasons[prompt] for prompt in distinct), "no prompts were given")
             raise InputError(f"question writer: no prompt got questions; first complaint: {reason}")
         ids = {prompt: str(number) for number, prompt in enumerate(distinct, 1)}
         items = tuple(PromptQuestions(ids[p], p, written[p]) for p in distinct if p in written)
-        failed = [Defect("unwritten", ids[prompt], "", reason) for prompt, reason in waiting.items()]
+        failed = [Defect("unwritten", ids[prompt], "", reasons[prompt]) for prompt in distinct if prompt in reasons]
         return QuestionBook("question writer", items, (*failed, *find_defects(items)))
+
+    def _ask(
+        self,
+        batch: Sequence[str],
+        waiting: dict[str, str],
+        written: dict[str, tuple[Question, ...]],
+        refused: dict[str, str],
+    ) -> None:
+        """Ask for the questions of a batch. A prompt whose answer is not sound keeps waiting, with the complaint."""
+        asked = [request(prompt, self.style, waiting[prompt]) for prompt in batch]
+        for prompt, answer in zip(batch, self.model.complete(asked), strict=True):
+            try:
+                if isinstance(answer, ModelError):
+                    refused[prompt] = str(answer)
+                else:
+                    written[prompt] = parse_written(answer, self.style)
+                del waiting[prompt]
+            except InputError as error:
+                waiting[prompt] = str(error)
 
 
 def load_writer(model: str, endpoint: str | None, key_env: str | None, style: str, device: str) -> QuestionWriter:

@@ -43,10 +43,13 @@ def partiprompts(path: Path) -> list[Row]:
 
 def drawbench(path: Path) -> list[Row]:
     """DrawBench: a .txt with a prompt a line (no categories), or a .csv with Prompts and Category."""
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         rows = _table(path, ",", ("Prompts", "Category"))
         return [Row(f"drawbench_{number}", row["Prompts"].strip(), row["Category"]) for number, row in enumerate(rows)]
-    return [Row(f"drawbench_{number}", prompt, "") for number, prompt in enumerate(_lines(path))]
+    return [
+        Row(f"drawbench_{number}", prompt, "")
+        for number, prompt in enumerate(_prompts(path, "a .csv of Prompts and Category"))
+    ]
 
 
 def compbench(path: Path) -> list[Row]:
@@ -62,7 +65,7 @@ def compbench(path: Path) -> list[Row]:
     return [
         Row(f"{category}_{number}", prompt, category)
         for category, file in named
-        for number, prompt in enumerate(_lines(file))
+        for number, prompt in enumerate(_prompts(file, "a folder of *_val.txt"))
     ]
 
 
@@ -97,6 +100,13 @@ def tifa(path: Path) -> list[Row]:
         if found.setdefault(key, Row(key, caption.strip(), key.rpartition("_")[0], facts)).prompt != caption.strip():
             raise InputError(f"{path}: row {number}: id {key} has another caption before.")
     return list(found.values())
+
+
+def _prompts(path: Path, otherwise: str) -> list[str]:
+    """The prompts of a .txt, one a line. Raises InputError for another ending: a table's header is no prompt."""
+    if path.suffix.lower() != ".txt":
+        raise InputError(f"{path}: expected a .txt with a prompt a line, or {otherwise}.")
+    return _lines(path)
 
 
 def _lines(path: Path) -> list[str]:

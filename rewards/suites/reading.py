@@ -13,6 +13,7 @@ from types import MappingProxyType
 from rewards.errors import InputError
 from rewards.faithfulness.questions import Defect, QuestionBook
 from rewards.faithfulness.readers import OWN_SUITE, load_questions
+from rewards.score_files import replace_text
 from rewards.suites import formats
 from rewards.suites.formats import Row
 
@@ -106,12 +107,7 @@ def load_suite(name: str, source: str | Path | None = None, revision: str | None
 def write_prompts(suite: Suite, path: Path) -> None:
     """Write id, prompt and category of each prompt as JSONL, at once or not at all."""
     rows = [{"id": one.id, "prompt": one.prompt, "category": one.category} for one in suite.prompts]
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}).") from error
+    replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _own() -> Suite:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from rewards.images import OTHER_PICTURES
+from rewards.images import OTHER_PICTURES, UNREADABLE, orientation, turned
 from t2i.data.colour import is_opaque, to_grey, to_rgb
 from t2i.errors import DataError
 from t2i.json_values import printable, unwritable
@@ -28,16 +28,6 @@ MASK_ENDING = ".mask.png"
 """`picture.mask.png` is the mask of `picture.jpg` beside it."""
 ORIENTATION = 0x0112
 """Tag of Exif."""
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""Orientation -> what makes the image upright (Exif 2.32, tag 274)."""
 MAX_PIXELS = 200_000_000
 """Larger images are refused before decoding."""
 
@@ -123,17 +113,8 @@ def image_suffix(data: bytes, where: str) -> str:
     return names[found]
 
 
-def orientation(image: Image.Image) -> int:
-    """How an opened image has still to be turned, by its Exif: 1 (not at all) to 8. What is no number of these is 1."""
-    # Pillow turns a TIFF itself, its size already when it is opened.
-    found = 1 if image.format == "TIFF" else image.getexif().get(ORIENTATION, 1)
-    return found if found in _TURNS else 1
-
-
 def _upright(file: Image.Image, pixels: Image.Image) -> Image.Image:
-    """Pixels of a file, turned. Unlike Pillow's exif_transpose it writes no Exif, which fails where that is damaged."""
-    turn = _TURNS.get(orientation(file))
-    return pixels if turn is None else pixels.transpose(turn)
+    return turned(pixels, orientation(file))
 
 
 def _turned_size(image: Image.Image) -> tuple[int, int]:
@@ -152,7 +133,7 @@ def _opened(place: Path | io.BytesIO, look: Callable[[Image.Image], _Seen], name
             return look(file)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such image.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: cannot be read as an image ({error}); repair or remove it.") from error

@@ -90,6 +90,13 @@ def test_orientation_that_is_no_number_turns_nothing(tmp_path: Path) -> None:
     assert seen_size(tmp_path / "a.png") == (3, 2)
 
 
+def test_image_whose_exif_is_cut_off_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\0\0")
+    for read in (open_image, seen_size):
+        with pytest.raises(DataError, match=r"a\.png: cannot be read as an image"):
+            read(tmp_path / "a.png")
+
+
 def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
     alpha = np.array([[255, 0, 128], [255, 255, 0]], dtype=np.uint8)
     found = saved(tmp_path, Image.fromarray(np.dstack([PIXELS, alpha])))

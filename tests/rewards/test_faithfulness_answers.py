@@ -27,6 +27,7 @@ from rewards.faithfulness.answers import AnswerCache, Interrogator
 from rewards.faithfulness.dsg import Dsg
 from rewards.faithfulness.pn_vqa import PnVqa, negative_of
 from rewards.faithfulness.tifa import Tifa
+from rewards.faithfulness.vqascore import VqaScore
 
 QUESTIONS = ["a?", "b?", "c?"]
 
@@ -141,6 +142,46 @@ def test_pn_vqa_is_its_aggregator_on_both_forms(images: list, prompts: list[str]
         no = [_share(image, negative_of(question)) for question in item.questions]
         expected.append(np.mean(pn_points(item.questions, yes, no)))
     assert scorer.score(images, prompts).tolist() == pytest.approx(expected)
+
+
+class VersionedVqa(Guessing):
+    """A plug-in with a name and a version of its own."""
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+
+    def fingerprint(self) -> dict[str, str]:
+        return super().fingerprint() | {"name": "mine", "version": self.version}
+
+
+class VersionedAsker(EveryPrompt):
+    """As `VersionedVqa`."""
+
+    def fingerprint(self) -> dict[str, str]:
+        return super().fingerprint() | {"name": "asker", "version": "7"}
+
+
+def test_names_and_versions_of_plug_ins_stand_beside_those_of_the_scorer():
+    asker = "asking:EveryPrompt"
+    made = {version: VersionedVqa(version) for version in ("1", "2")}
+    for first, second in (
+        (Dsg(asker, made["1"]), Dsg(asker, made["2"])),
+        (Tifa(asker, made["1"], nearest="none"), Tifa(asker, made["2"], nearest="none")),
+        (PnVqa(asker, made["1"]), PnVqa(asker, made["2"])),
+        (VqaScore(made["1"]), VqaScore(made["2"])),
+    ):
+        assert first.fingerprint() != second.fingerprint()
+        told = second.fingerprint()
+        assert (told["name"], told["version"]) == (second.name, "1")
+        assert (told["vqa.name"], told["vqa.version"]) == ("mine", "2")
+    rules = [Dsg(f"{__name__}:VersionedAsker", Guessing(), rule).fingerprint() for rule in ("one_hop", "transitive")]
+    assert [told["name"] for told in rules] == ["dsg", "dsg_transitive"]
+    assert [told["questions.name"] for told in rules] == ["asker", "asker"]
+
+
+def test_keys_that_do_not_clash_stay_as_they_are():
+    expected = {"name": "dsg", "version": "1", "questions": "every prompt/8", "backend": "guessing/1"}
+    assert Dsg("asking:EveryPrompt", "asking:Guessing").fingerprint() == expected
 
 
 def test_a_prompt_without_questions_is_named_not_scored_zero(images: list):

@@ -244,6 +244,38 @@ def test_a_writer_asks_again_with_the_complaint_and_tells_what_stays_unwritten(s
     assert load_questions(path).items == book.items
 
 
+def test_a_prompt_that_a_server_refuses_is_unwritten_and_the_others_are_kept(serve: Callable):
+    empty = {"choices": [{"message": {"content": None}, "finish_reason": "content_filter"}]}
+
+    def reply(body: dict[str, Any], number: int) -> Reply:
+        text = text_sent(body)
+        if '"a dog"' in text:
+            return 400, {}, b"against the rules"
+        return (200, {}, json.dumps(empty).encode()) if '"a cow"' in text else completion(written(CAT))
+
+    server = serve(reply)
+    writer = QuestionWriter(EndpointText(ChatEndpoint(server.url, "m", None)), batch_size=2)
+    book = writer.write(["a cat", "a dog", "a cow"])
+    assert [item.prompt for item in book.items] == ["a cat"]
+    assert [(defect.kind, defect.item, defect.detail) for defect in book.defects] == [
+        ("unwritten", "2", f"{server.url}: refused (400 against the rules); check url, model and key."),
+        ("unwritten", "3", "the endpoint answered without text (finish_reason 'content_filter')."),
+    ]
+    assert len(server.bodies) == 3
+
+
+def test_what_is_written_is_kept_when_a_server_goes_silent(serve: Callable):
+    server = serve(lambda body, number: completion(written(CAT)) if '"a cat"' in text_sent(body) else (503, {}, b""))
+    writer = QuestionWriter(EndpointText(ChatEndpoint(server.url, "m", None, attempts=1)), batch_size=1)
+    book = writer.write(["a cat", "a dog", "a cow"])
+    assert [item.prompt for item in book.items] == ["a cat"]
+    assert [(defect.kind, defect.item) for defect in book.defects] == [("unwritten", "2"), ("unwritten", "3")]
+    assert all("no answer in 1 attempts" in defect.detail for defect in book.defects)
+    assert len(server.bodies) == 2
+    with pytest.raises(ModelError, match="no answer in 1 attempts"):
+        writer.write(["a dog", "a cat"])
+
+
 def test_a_writer_that_never_gets_questions_says_why(serve: Callable):
     server = serve(lambda body, number: completion("no"))
     with pytest.raises(InputError, match=r"no prompt got questions; first complaint: the answer is not JSON"):

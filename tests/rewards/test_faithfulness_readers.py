@@ -115,6 +115,12 @@ def test_own_format_there_and_back(tmp_path: Path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["own.jsonl"]
 
 
+def test_a_lone_surrogate_is_written_and_read_again(tmp_path: Path):
+    book = QuestionBook("made", (PromptQuestions("1", "a \ud800 cat", (Question("1", "Is it \ud800?"),)),))
+    write_questions(book, tmp_path / "own.jsonl")
+    assert load_questions(tmp_path / "own.jsonl").items == book.items
+
+
 def test_a_changed_question_changes_the_digest():
     def book(text: str) -> QuestionBook:
         return QuestionBook("", (PromptQuestions("1", "a cat", (Question("1", text),)),))

@@ -79,6 +79,15 @@ def test_nearest_by_sentences_is_the_cosine_of_mean_states(tmp_path: Path):
         assert SentenceNearest(str(folder), min_similarity=just_over).nearest(answer, choices) is None
 
 
+def test_autocast_of_the_caller_does_not_round_the_cosines():
+    nearest = SentenceNearest("nowhere")
+    vectors = {"answer": [1.0, 0.0], "near": [0.9985, 0.0548], "nearest": [0.9995, 0.0316]}
+    nearest._known |= {text: torch.tensor(vector) for text, vector in vectors.items()}
+    # To bfloat16 both cosines are 1.
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert nearest.nearest("answer", ("near", "nearest")) == "nearest"
+
+
 def test_one_hop_looks_at_the_parent_only_and_transitive_at_all_before_it():
     # 1 <- 2 <- 3 <- 4, and 5 by itself; only 1 is wrong.
     questions, right = chain((), ("1",), ("2",), ("3",), ()), [False, True, True, True, True]

@@ -179,6 +179,19 @@ def test_a_published_suite_brings_its_own_questions(
     assert row["scores"]["dsg"] in (0.0, 0.5, 1.0)
 
 
+def test_what_a_terminal_cannot_encode_is_escaped(
+    tmp_path: Path, command: Command, make_image: Callable[..., Image.Image]
+):
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "scores.jsonl"
+    make_image(1).save(tmp_path / "a.png")
+    rows = [{"image": "a.png", "prompt": "a \ud800 cat"}, {"image": "\ud800.png", "prompt": "a dog"}]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = command("score", tmp_path, "--prompts", prompts, "--rewards", "brightness", "--output", output)
+    assert (code, err) == (0, "")
+    assert r"prompts without an image: 1 (first: \ud800.png)" in out
+    assert rows_of(output)[0]["prompt"] == "a \ud800 cat"
+
+
 class Mortal:
     """Brightness of the first pixel; kills its process in the third batch, unless the file REWARDS_TEST_LIVE is there.
     Notes each image that it scores."""

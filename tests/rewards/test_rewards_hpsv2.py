@@ -96,6 +96,8 @@ def test_releases_and_antialiasing_are_different_scores(tiny_clip: Path, checkpo
     ]
     assert len({str(scorer.fingerprint()) for scorer in made}) == 4
     assert {scorer.name for scorer in made} == {"hpsv2_0", "hpsv2"}
+    # As YAML reads a release without quotation marks.
+    assert [HpsV2(release=release).name for release in (2.0, 2.1)] == ["hpsv2_0", "hpsv2"]
     with pytest.raises(InputError, match=r"unknown release '3'; expected one of 2\.0, 2\.1"):
         HpsV2(release="3")
 

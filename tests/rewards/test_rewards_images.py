@@ -74,16 +74,40 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path):
         assert np.asarray(open_image(given))[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-def test_exif_orientation_is_applied(tmp_path: Path):
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_exif_orientation_is_applied(tmp_path: Path, suffix: str):
     image = Image.new("RGB", (3, 2), (0, 0, 0))
     image.putpixel((0, 0), RED)
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate 90 degrees clockwise to display
-    path = tmp_path / "turned.png"
+    path = tmp_path / f"turned.{suffix}"
     image.save(path, exif=exif)
     upright = open_image(path)
     assert upright.size == (2, 3)
     assert _pixel(upright, (1, 0)) == RED
+    # Scorers open what was opened already.
+    assert _pixel(open_image(upright), (1, 0)) == RED
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_an_image_is_turned_although_its_exif_cannot_be_written_again(
+    tmp_path: Path, make_image: Callable[..., Image.Image], suffix: str
+):
+    turn, resolution = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0), struct.pack(">HHI4s", 0x011A, 2, 4, b"72 \0")
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + turn + resolution + bytes(4)
+    plain, turned = tmp_path / f"plain.{suffix}", tmp_path / f"turned.{suffix}"
+    make_image(1, 30, 20).save(plain)
+    make_image(1, 30, 20).save(turned, exif=exif)
+    expected = np.rot90(np.asarray(open_image(plain)), -1)
+    found = open_image(turned)
+    np.testing.assert_array_equal(np.asarray(found), expected)
+    np.testing.assert_array_equal(np.asarray(open_image(found)), expected)
+
+
+def test_an_image_whose_exif_is_cut_off_is_named(tmp_path: Path, make_image: Callable[..., Image.Image]):
+    make_image(1).save(tmp_path / "short.png", exif=b"Exif\0\0MM\0*\0\0")
+    with pytest.raises(ImageError, match=r"short\.png: cannot be decoded"):
+        open_image(tmp_path / "short.png")
 
 
 def test_first_frame_of_an_animation(tmp_path: Path):

@@ -17,6 +17,7 @@ from PIL import Image
 import rewards
 from rewards.base import Described, DifferentiableReward, Fingerprinted, Reward
 from rewards.errors import ImageError, InputError, MissingDependencyError
+from rewards.options import scorer_specs
 from rewards.registry import required_options
 from rewards.scoring import describe
 
@@ -109,6 +110,13 @@ def test_permuting_images_permutes_scores(scorer: Reward, images: list, prompts:
     permuted = scorer.score([images[i] for i in order], [prompts[i] for i in order])
     whole = scorer.score(images, prompts)
     np.testing.assert_allclose(permuted, whole[order], rtol=1e-5, atol=_rounding(whole))
+
+
+def test_autocast_of_the_caller_changes_no_score(scorer: Reward, images: list, prompts: list[str]):
+    expected = scorer.score(images, prompts)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = scorer.score(images, prompts)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=_rounding(expected))
 
 
 def test_paths_pil_images_arrays_and_tensors_score_the_same(
@@ -255,6 +263,18 @@ def test_an_option_of_another_type_is_refused_before_the_scorer_is_made(option: 
         rewards.load({"name": "clip_score", "scale": "x100"})
     with pytest.raises(InputError, match="'name' is missing"):
         rewards.load({"model": "x"})
+
+
+def test_what_a_scorer_takes_as_text_stays_text_on_the_command_line():
+    options = ["clip_score.revision=1234567", "clip_score.model=2.0", 'clip_score.scale="cosine"']
+    options += ["clip_score.batch_size=8", "tifa.min_similarity=1", "tifa.nearest_model=null", "hpsv2.release=2.0"]
+    clip, tifa, hps = scorer_specs("clip_score,tifa,hpsv2", options)
+    assert clip == {
+        "name": "clip_score", "revision": "1234567", "model": "2.0", "scale": "cosine", "batch_size": 8
+    }  # fmt: skip
+    assert tifa == {"name": "tifa", "min_similarity": 1, "nearest_model": None}
+    assert rewards.load(clip).name == "clip_score_cosine"
+    assert rewards.load(hps).name == "hpsv2_0"
 
 
 class Redness:

@@ -15,7 +15,7 @@ import rewards
 from rewards.__main__ import main
 from rewards.errors import ImageError, InputError, ScoringError
 from rewards.prompts import find_images
-from rewards.score_files import read_table
+from rewards.score_files import describe_all, facts_of, read_table
 
 
 class Faulty:
@@ -215,6 +215,30 @@ def test_command_line_takes_one_prompt_a_line(folder: Path, tmp_path: Path, caps
     assert [(row["image"], row["prompt"]) for row in rows] == [
         (f"images/{number}.png", f"prompt {number}") for number in range(1, 13)
     ]
+
+
+def test_links_to_one_image_are_images_of_their_own(
+    images: list[Image.Image], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    blob, folder, output = tmp_path / "blobs" / "0a1b.png", tmp_path / "images", tmp_path / "scores.jsonl"
+    blob.parent.mkdir()
+    folder.mkdir()
+    images[0].save(blob)
+    for name in ("a.png", "b.png"):
+        (folder / name).symlink_to(blob)
+    prompts = _write_rows(
+        tmp_path / "prompts.jsonl",
+        [{"image": "images/a.png", "prompt": "a cat"}, {"image": "b.png", "prompt": "a dog"}],
+    )
+    code, _, err = _run(capsys, "score", folder, "--prompts", prompts, "--rewards", "brightness", "--output", output)
+    assert (code, err) == (0, "")
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(row["image"], row["prompt"]) for row in rows] == [("images/a.png", "a cat"), ("images/b.png", "a dog")]
+
+
+def test_the_id_of_a_scorer_without_a_fingerprint_is_the_same_in_rows_and_in_its_description():
+    description = describe_all([Faulty([1.0])])["faulty"]
+    assert facts_of(description).id == description["id"]
 
 
 def test_command_line_errors_are_one_line_and_exit_2(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

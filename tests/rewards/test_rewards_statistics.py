@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -288,6 +289,27 @@ def test_copies_of_an_item_within_its_prompt_do_not_narrow_the_interval(function
     four = function(np.repeat(x, 4), np.repeat(y, 4), np.repeat(np.arange(15), 4).tolist(), resamples=300)
     assert (four.value, four.low, four.high) == pytest.approx((one.value, one.low, one.high))
     assert four.clusters == 15
+
+
+def test_the_number_of_images_changes_the_size_of_a_chunk_and_no_draw():
+    chunks = list(resampled_counts(7, 200, 3, items=30_000))
+    assert max(len(chunk) for chunk in chunks) * 30_000 <= 1_000_000
+    np.testing.assert_array_equal(np.concatenate(chunks), np.concatenate(list(resampled_counts(7, 200, 3))))
+
+
+def test_many_images_of_few_prompts_take_little_memory():
+    random = np.random.default_rng(8)
+    x = random.normal(size=40_000)
+    y = x + random.normal(size=40_000)
+    prompts = np.repeat(np.arange(8), 5_000).tolist()
+    tracemalloc.start()
+    try:
+        pearson(x, y, prompts, resamples=100)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # All resamples at once would be four arrays of 32 MB and more.
+    assert peak < 100e6
 
 
 def test_correlation_refuses_what_has_no_correlation():

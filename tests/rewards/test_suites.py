@@ -11,7 +11,7 @@ import pytest
 
 from rewards.errors import InputError
 from rewards.faithfulness.questions import in_cycles
-from rewards.suites import SUITES, load_suite, write_prompts
+from rewards.suites import SUITES, Suite, SuitePrompt, load_suite, write_prompts
 
 
 def test_the_shipped_suite_has_two_hundred_prompts_in_ten_equal_categories():
@@ -101,8 +101,9 @@ def test_dsg1k_brings_its_questions_and_their_defects(test_data: Callable[[str],
     assert len(suite.defects) == 134
 
 
-def test_a_drawbench_table_gives_categories_and_repeats_are_told(tmp_path: Path):
-    path = tmp_path / "drawbench.csv"
+@pytest.mark.parametrize("file", ["drawbench.csv", "DrawBench.CSV"])
+def test_a_drawbench_table_gives_categories_and_repeats_are_told(tmp_path: Path, file: str):
+    path = tmp_path / file
     path.write_text('Prompts,Category\n"a red, round car.",Colors\na cat,Counting\na cat,Text\n')
     suite = load_suite("drawbench", path)
     assert next((one.prompt, one.category) for one in suite.prompts) == ("a red, round car.", "Colors")
@@ -119,6 +120,12 @@ def test_prompts_are_written_one_a_line(tmp_path: Path):
         "prompt": "a green bicycle leaning against a pink fence",
         "category": "colour",
     }
+
+
+def test_a_lone_surrogate_in_a_prompt_is_escaped(tmp_path: Path):
+    suite = Suite("own", "made", "none", (SuitePrompt("1", "a \ud800 cat", ""),))
+    write_prompts(suite, tmp_path / "prompts.jsonl")
+    assert json.loads((tmp_path / "prompts.jsonl").read_text())["prompt"] == "a \ud800 cat"
 
 
 @pytest.mark.parametrize(
@@ -146,6 +153,8 @@ def test_what_cannot_be_had_is_an_error_that_says_why(name: str, source: str | N
         ("geneval", "a.jsonl", '{"prompt": "a"}\n'),
         ("geneval", "a.jsonl", "\n"),
         ("tifa", "a.json", '[{"id": "a", "caption": "b"}, {"id": "a", "caption": "c"}]'),
+        ("drawbench", "a.tsv", "Prompts\tCategory\na cat\tColors\n"),
+        ("t2i_compbench", "a.CSV", "Prompts,Category\na cat,color\n"),
     ],
 )
 def test_files_of_another_format_are_refused(tmp_path: Path, name: str, file: str, content: str):
