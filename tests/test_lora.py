@@ -231,6 +231,14 @@ def test_load_into_is_what_plain_diffusers_does(tmp_path: Path) -> None:
     assert torch.equal(paint(fresh), paint(family.pipeline))
 
 
+def test_a_dora_has_no_strength_but_one() -> None:
+    family = tiny.load_sd1()
+    lora.inject(family, LoraSettings(rank=2, variant="dora"), seed=3)
+    lora.set_strength(family.pipeline, 1.0)
+    with pytest.raises(ConfigError, match=r"sampling\.lora_scale: 0\.5 does not scale a DoRA"):
+        lora.set_strength(family.pipeline, 0.5)
+
+
 def saved_state(folder: Path) -> dict[str, Tensor]:
     modules = adapted(tiny.load_sd1())
     fill(modules)

@@ -17,7 +17,7 @@ from torch import nn
 
 from t2i import lora
 from t2i.errors import ConfigError, ModelError
-from t2i.export.card import sizes
+from t2i.export.card import architecture, sizes
 from t2i.export.factors import Adapter, Factors, check_adapter, largest_error
 from t2i.export.layouts import PEFT_PREFIX, Layout, ModelLayers, to_layout, to_tensors
 from t2i.export.reading import read_adapter
@@ -116,8 +116,11 @@ def write_adapter(
     layers = ModelLayers.of(family.facts, family.pipeline)
     named = to_layout(adapter, layout, layers)
     rounded = {name: factors.to(DTYPES[precision]) for name, factors in named.items()}
+    if "t2i_ranks" in metadata:
+        # The header of a file for others: what it says of sizes and model is of this very file.
+        metadata = metadata | sizes(named, layout) | {"modelspec.architecture": architecture(family)}
     with _draft(target) as draft:
-        write_layout(rounded, draft, layout, metadata | (sizes(named, layout) if "t2i_ranks" in metadata else {}))
+        write_layout(rounded, draft, layout, metadata)
         read_by = reader_of(layout, family, named)
         error = arrival_error(adapter, draft, family, read_by)
         limit = max(TOLERANCES[precision], _reader_tolerance(family, adapter))

@@ -13,17 +13,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from t2i.data.formats.card import licence_of
 from t2i.export.factors import Adapter, Factors
+from t2i.export.layouts import ModelLayers
+from t2i.families.base import ModelFamily
 from t2i.records import CaptionedImage
 
-ARCHITECTURES = {
+_ARCHITECTURES = {
     "sd1": "stable-diffusion-v1/lora",
     "sdxl": "stable-diffusion-xl-v1-base/lora",
     "sd3": "stable-diffusion-3/lora",
     "flux": "flux-1-dev/lora",
     "pixart": "pixart/lora",
 }
-"""Family -> `modelspec.architecture`."""
+"""Family -> `modelspec.architecture` of the first of its models."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,24 @@ class Base:
     sha256: str = ""
 
 
+def architecture(family: ModelFamily) -> str:
+    """`modelspec.architecture` of an adapter of a loaded model."""
+    name, noise = family.facts.name, family.noise
+    denoiser: Any = family.denoiser
+    if ModelLayers.of(family.facts, family.pipeline).is_sd2:
+        # The published models that predict the velocity are those of 768 px.
+        is_768 = noise.prediction_type == "v_prediction"
+        return f"stable-diffusion-v2-{'768-v' if is_768 else '512'}/lora"
+    # Models made of dev may lack its guidance embedding; they still shift by the resolution.
+    if name == "flux" and not denoiser.config["guidance_embeds"] and noise.default_timesteps.shift != "resolution":
+        return "flux-1-schnell/lora"
+    return _ARCHITECTURES.get(name, f"{name}/lora")
+
+
 def dataset_strings(records: Iterable[CaptionedImage], trigger_words: str) -> dict[str, str]:
     """Header strings about what was trained on: hashes over the ids of images and over captions, and licences.
 
-    Licences are the values of the users' own column `license` or `licence`, with the number of images of each.
+    Licences are those of `licence_of`, with the number of images of each.
     """
     images, captions = hashlib.sha256(), hashlib.sha256()
     licences: dict[str, int] = {}
@@ -47,7 +64,7 @@ def dataset_strings(records: Iterable[CaptionedImage], trigger_words: str) -> di
         count += 1
         images.update(f"{record.id}\n".encode())
         captions.update(json.dumps([(one.kind, one.text) for one in record.captions], ensure_ascii=False).encode())
-        licence = str(record.extra.get("license") or record.extra.get("licence") or "not stated")
+        licence = licence_of(record) or "not stated"
         licences[licence] = licences.get(licence, 0) + 1
     return {
         "t2i_images": str(count),
@@ -66,10 +83,12 @@ def header(
     source: Mapping[str, str],
     scores: Sequence[Mapping[str, Any]],
 ) -> dict[str, str]:
-    """The strings of an exported file. source: those of the trained file; scores: rows of a comparison."""
+    """The strings of an exported file but for its architecture, which `write_adapter` tells by the loaded model.
+
+    source: those of the trained file; scores: rows of a comparison.
+    """
     strings = {key: value for key, value in source.items() if key.startswith("t2i_")} | {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": ARCHITECTURES.get(base.family, f"{base.family}/lora"),
         "modelspec.implementation": "diffusers" if layout in ("diffusers", "peft") else "https://github.com/kohya-ss",
         "modelspec.title": title,
         "t2i_family": base.family,

@@ -26,6 +26,10 @@ from t2i.families.base import FamilyFacts
 Layout = Literal["diffusers", "peft", "kohya", "comfyui"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 PEFT_PREFIX = "base_model.model"
+_SD2_COMFYUI_PREFIXES = {"text_encoder": "text_encoders.clip_h.transformer"}
+"""What the family `sd1` calls `clip_l` is another encoder in Stable Diffusion 2.x."""
+_FIRST_QUERY, _SD2_WIDTH = "text_model.encoder.layers.0.self_attn.q_proj", 1024
+"""A layer of its text encoder, and how many outputs it has there; 768 in Stable Diffusion 1.x."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class ModelLayers:
         bare = (name for name, module in present.items() if "text_model" not in dict(module.named_children()))
         return cls(facts, layers, frozenset(bare))
 
+    @property
+    def is_sd2(self) -> bool:
+        """Whether it is a Stable Diffusion 2.x, which the family `sd1` holds too, by the width of its text encoder."""
+        return self.facts.name == "sd1" and self.components.get("text_encoder", {}).get(_FIRST_QUERY) == _SD2_WIDTH
+
     def named(self, layout: Layout, denoiser_names: Literal["diffusers", "native"] | None = None) -> dict[str, Layer]:
         """Name in files of a layout -> layer; none where no tool reads such files of the family.
 
@@ -58,11 +67,11 @@ class ModelLayers:
         if layout == "peft":
             return self._joined(dict.fromkeys(self.components, ""), self._peft_name)
         if layout == "comfyui":
-            prefixes, own = facts.comfyui_prefixes, "native"
+            prefixes, own = dict(facts.comfyui_prefixes) | (_SD2_COMFYUI_PREFIXES if self.is_sd2 else {}), "native"
         else:
-            prefixes, own = facts.kohya_prefixes, facts.kohya_names
+            prefixes, own = dict(facts.kohya_prefixes), facts.kohya_names
         joined = _underscored if layout == "kohya" else _dotted
-        return self._joined(dict(prefixes), joined, native=(denoiser_names or own) == "native")
+        return self._joined(prefixes, joined, native=(denoiser_names or own) == "native")
 
     def _peft_name(self, component: str, path: str) -> str:
         """peft reads a file straight into the modules, whose own paths it therefore has."""

@@ -36,6 +36,10 @@ _OTHER_METHODS = {
     ".oft_": "an OFT",
     ".lora_mid.": "a LoCon with a core (Tucker)",
 }
+_PEFT_FILE = "adapter_model.safetensors"
+"""What peft calls the weights in its folders."""
+_INITS_BESIDE_THE_BASE = ("true", "false", "none", "gaussian", "orthogonal", "eva", "mica")
+"""`init_lora_weights` of peft that leave the weights below the adapter alone, in lower case."""
 
 
 class UnknownLayout(ModelError):
@@ -56,7 +60,8 @@ class Imported:
 def read_adapter(path: Path, layers: ModelLayers) -> Imported:
     """Read a LoRA file, or a folder as peft writes it, for a model. Factors come in float32.
 
-    Raises ModelError for a file that is missing, pickled, broken or of another model, UnknownLayout for strange keys.
+    Raises ModelError for a file that is missing, pickled, broken, of another model or made for changed weights of this
+    one, and for peft's layout without its folder; UnknownLayout for strange keys.
     """
     if path.is_dir():
         return _read_peft_folder(path, layers)
@@ -64,6 +69,10 @@ def read_adapter(path: Path, layers: ModelLayers) -> Imported:
         raise ModelError(f"{path}: no such LoRA file.")
     tensors, metadata = _load(path)
     if any(key.startswith(f"{PEFT_PREFIX}.") for key in tensors):
+        if path.name != _PEFT_FILE:
+            raise ModelError(
+                f"{path}: has peft's layout; call it {_PEFT_FILE}, in a folder of its own with its adapter_config.json."
+            )
         return _read_peft_folder(path.parent, layers)
     return interpret(path, tensors, metadata, layers)
 
@@ -82,19 +91,30 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_peft_folder(folder: Path, layers: ModelLayers) -> Imported:
     """One component's folder, named like it, or the folder around several."""
-    own = [folder] if (folder / "adapter_model.safetensors").is_file() else sorted(folder.iterdir())
     tensors: dict[str, Tensor] = {}
     configs: dict[str, Any] = {}
-    for inner in own:
-        if not (inner / "adapter_model.safetensors").is_file():
-            continue
-        component = inner.name if inner.name in layers.components else layers.facts.denoiser
-        loaded, _ = _load(inner / "adapter_model.safetensors")
+    for component, inner in _peft_folders(folder, layers).items():
+        loaded, _ = _load(inner / _PEFT_FILE)
         tensors |= {f"{component}.{key}": value for key, value in loaded.items()}
         configs |= _flat(component, _read_config(inner / "adapter_config.json"))
     if not tensors:
-        raise ModelError(f"{folder}: holds no adapter_model.safetensors; expected a LoRA file or a folder of peft's.")
+        raise ModelError(f"{folder}: holds no {_PEFT_FILE}; expected a LoRA file or a folder of peft's.")
     return interpret(folder, tensors, {"lora_adapter_metadata": json.dumps(configs)}, layers)
+
+
+def _peft_folders(folder: Path, layers: ModelLayers) -> dict[str, Path]:
+    """Component -> the folder of its adapter. Raises ModelError for two of one component, such as two checkpoints."""
+    inside = [folder] if (folder / _PEFT_FILE).is_file() else sorted(folder.iterdir())
+    found: dict[str, Path] = {}
+    for inner in inside:
+        if not (inner / _PEFT_FILE).is_file():
+            continue
+        component = inner.name if inner.name in layers.components else layers.facts.denoiser
+        if component in found:
+            both = f"{found[component].name} and {inner.name}"
+            raise ModelError(f"{folder}: {both} are both adapters of {component}; give the folder of one of them.")
+        found[component] = inner
+    return found
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -113,9 +133,10 @@ def _flat(component: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def interpret(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], layers: ModelLayers) -> Imported:
     """An adapter from the tensors of a file, whose name only serves messages."""
+    settings = _HeaderAlphas(path, metadata.get("lora_adapter_metadata"))
+    _check_base(path, settings.values)
     found = _grouped(path, tensors)
     layout, named = _recognised(path, found, layers)
-    settings = _HeaderAlphas(path, metadata.get("lora_adapter_metadata"))
     adapter: Adapter = {}
     for name, parts in found.items():
         layer = named[name]
@@ -124,6 +145,26 @@ def interpret(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str
     _check_magnitudes(path, adapter)
     check_factors(adapter, str(path))
     return Imported(layout, adapter, metadata)
+
+
+def changes_base(init: object) -> bool:
+    """Whether peft, told this `init_lora_weights`, moves a part of the weights below an adapter into it.
+
+    As PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA do: over the weights as they were, such an adapter is another one.
+    """
+    return str(init).lower() not in _INITS_BESIDE_THE_BASE
+
+
+def _check_base(path: Path, config: object) -> None:
+    """Raise ModelError where peft's configurations, flat and by component, say that the base was changed."""
+    values = config if isinstance(config, dict) else {}
+    for key, value in values.items():
+        if str(key).rpartition(".")[2] == "init_lora_weights" and changes_base(value):
+            raise ModelError(
+                f"{path}: init_lora_weights {value!r}: the adapter belongs to a model whose weights peft changed; have "
+                "peft save it as a plain LoRA first (save_pretrained with path_initial_model_for_weight_conversion, "
+                "which takes all but LoftQ)."
+            )
 
 
 def _grouped(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

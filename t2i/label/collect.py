@@ -91,8 +91,13 @@ def _generations(source: Path) -> list[GeneratedImage]:
 
 
 def _pictures(source: Path) -> dict[str, Path]:
-    """Path below the folder, without its ending -> file. Raises DataError for pictures that would be left out."""
-    found = {path.relative_to(source).with_suffix("").as_posix(): path for path in list_images(source)}
+    """Path below the folder, without its ending -> file. Raises DataError for what would be left out."""
+    found: dict[str, Path] = {}
+    for path in list_images(source):
+        name = path.relative_to(source).with_suffix("").as_posix()
+        if name in found:
+            raise DataError(f"{source}: {found[name].name} and {path.name} are both {name}; rename all but one.")
+        found[name] = path
     if not_read := told_not_read(pictures_not_read(source)):
         raise DataError(f"{source}: {not_read}; convert them to PNG or JPEG, or move them away.")
     return found

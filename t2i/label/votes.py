@@ -42,7 +42,7 @@ class VoteLog:
     def __init__(self, path: Path, pairs: int) -> None:
         """Raises DataError for a file that holds something else than votes on that many pairs."""
         self.path = path
-        self.ballots: Ballots = {}
+        self._ballots: Ballots = {}
         self._lock = threading.Lock()
         data = path.read_bytes() if path.exists() else b""
         whole, self.note = _whole_lines(data, path)
@@ -56,6 +56,12 @@ class VoteLog:
             os.ftruncate(self._file, min(len(whole), len(data)))
             self._write(whole[len(data) :])
         _sync_folder(path.parent)
+
+    @property
+    def ballots(self) -> Ballots:
+        """The votes so far, as a copy: other threads vote while somebody goes through it."""
+        with self._lock:
+            return {rater: dict(own) for rater, own in self._ballots.items()}
 
     def append(self, vote: Vote) -> None:
         """Write a vote and wait until the disk has it. Raises RunError, with the file as before, if it cannot."""
@@ -81,7 +87,7 @@ class VoteLog:
 
     def _count(self, rater: str, pair: int, choice: Choice) -> None:
         """The last choice counts; a skip leaves an earlier one alone, as it does for the pair stage."""
-        own = self.ballots.setdefault(rater, {})
+        own = self._ballots.setdefault(rater, {})
         if choice != "skip" or pair not in own:
             own[pair] = choice
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from t2i.errors import ConfigError, ModelError
+from t2i.export.reading import changes_base
 from t2i.families.base import FamilyFacts, ModelFamily
 from t2i.lora.patterns import rank_and_alpha_options
 from t2i.lora.quantize import quantize_linears
@@ -152,8 +153,8 @@ def adapters_off(modules: dict[str, nn.Module]) -> Iterator[None]:
 def check_restorable(modules: dict[str, nn.Module]) -> None:
     """Raise ConfigError unless switching the adapters off gives the model as it was loaded.
 
-    It does not where an adapter moved part of the weights into itself (PiSSA, OLoRA, CorDA, LoftQ), trains biases or
-    whole layers beside the low-rank factors, or has been merged.
+    It does not where an adapter moved part of the weights into itself (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA), trains
+    biases or whole layers beside the low-rank factors, or has been merged.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -172,7 +173,7 @@ def check_restorable(modules: dict[str, nn.Module]) -> None:
 
 def _unrestorable(settings: Any) -> str | None:
     """Why a peft configuration changes the model beside its adapter; None if it does not."""
-    if settings.init_lora_weights not in (True, False, "gaussian", "orthogonal", "eva"):
+    if changes_base(settings.init_lora_weights):
         return f"init_lora_weights {settings.init_lora_weights!r} changes the weights below it"
     if settings.bias != "none":
         return f"bias {settings.bias!r} is trained in place"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from t2i.errors import ModelError
+from t2i.errors import ConfigError, ModelError
 from t2i.export.factors import Adapter, Factors
 from t2i.export.layouts import ModelLayers
 from t2i.export.names import file_path
@@ -175,11 +175,19 @@ def _peft_state(adapter: Adapter) -> dict[str, Tensor]:
 
 
 def set_strength(pipeline: DiffusionPipeline, strength: float, *, name: str = NAME) -> None:
-    """Multiply the effect of a loaded adapter, relative to what its file says. Works for every pipeline."""
-    for component in pipeline.components.values():
-        if isinstance(component, nn.Module):
-            for _, layer in _lora_layers(component, name):
-                layer.set_scale(name, strength)
+    """Multiply the effect of a loaded adapter, relative to what its file says. Works for every pipeline.
+
+    Raises ConfigError for a DoRA at another strength than 1: its magnitudes hold whatever B A is multiplied by.
+    """
+    modules = [component for component in pipeline.components.values() if isinstance(component, nn.Module)]
+    layers = [layer for module in modules for _, layer in _lora_layers(module, name)]
+    if strength != 1 and any(name in layer.lora_magnitude_vector for layer in layers):
+        raise ConfigError(
+            f"sampling.lora_scale: {strength:g} does not scale a DoRA, whose magnitudes are of whole weights; leave it "
+            "at 1, or convert the adapter to a plain LoRA (dora_rank)."
+        )
+    for layer in layers:
+        layer.set_scale(name, strength)
 
 
 def start_from(pipeline: DiffusionPipeline, modules: dict[str, nn.Module], path: Path) -> str:

@@ -65,7 +65,7 @@ def print_comparison(rows: Sequence[ComparisonRow]) -> None:
     console = Console()
     with console.capture() as captured:
         console.print(comparison_table(rows))
-        console.print(headline(rows))
+        console.print(headline(rows), markup=False, emoji=False)
     # Lines are broken by now, and many encodings have no such space.
     text = captured.get().replace(NO_BREAK_SPACE, " ")
     console.file.write(text.encode(console.encoding, "replace").decode(console.encoding))

@@ -22,7 +22,7 @@ import tiny
 from full_records import FULL
 from PIL import Image
 
-from t2i.data.formats.base import BrokenRow, FormatSource, Once, Row
+from t2i.data.formats.base import BrokenRow, FormatSource, Once, Row, inside
 from t2i.data.formats.json_files import write_captions_json, write_kohya
 from t2i.data.formats.metadata import write_metadata
 from t2i.data.formats.sidecars import write_sidecars
@@ -181,6 +181,14 @@ def test_kohya_keys_may_lack_the_ending_or_be_whole_paths(tmp_path: Path) -> Non
     assert found[1].extra == {"train_resolution": [64, 64]}
 
 
+def test_kohya_keys_find_images_whose_ending_is_in_capitals(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "set")
+    (folder / "red.png").rename(folder / "IMG_0001.PNG")
+    (tmp_path / "meta.json").write_text(json.dumps({"IMG_0001": {"caption": "a"}}))
+    [row] = read(KohyaSource(path=str(tmp_path / "meta.json"), images=str(folder)), tmp_path / "run")
+    assert row.image == str(folder / "IMG_0001.PNG")
+
+
 def test_img2dataset_output_gives_its_url_and_no_exif(tmp_path: Path) -> None:
     values = {"caption": "a wall", "url": "https://x/y", "key": "000", "status": "success", "exif": '{"GPS": 1}'}
     files = {"000.png": png(), "000.txt": b"a wall", "000.json": json.dumps(values).encode()}
@@ -238,6 +246,17 @@ def test_a_row_of_a_hub_layout_may_name_a_file_of_the_data_set_only(
         assert "leads out of" in row.reason
     assert isinstance(absent, BrokenRow)
     assert "no file 'absent.png'" in absent.reason
+
+
+def test_a_hub_layout_may_be_named_by_way_of_the_folder_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    folder = write_paths(tmp_path / "set", "own.png")
+    (folder / "own.png").write_bytes(png("green"))
+    [row] = HubSource(path=f"{folder}/../set", captions={"text": "alt"}).rows()
+    assert isinstance(row, Row)
+    assert row.image == png("green")
 
 
 def test_a_hub_data_set_is_read_at_the_commit_that_its_images_say(
@@ -417,6 +436,15 @@ def test_several_or_no_tables_are_refused(tmp_path: Path) -> None:
         read(MetadataSource(path=str(folder)), tmp_path / "run")
 
 
+def test_a_colon_leads_out_behind_the_letter_of_a_drive_alone(tmp_path: Path) -> None:
+    assert inside(tmp_path, "a 12:30.png", "here") == tmp_path / "a 12:30.png"
+    for name in ("c:/red.png", "C:\\red.png", "./c:red.png"):
+        with pytest.raises(DataError, match="leads out of"):
+            inside(tmp_path, name, "here")
+    with pytest.raises(DataError, match=r"here: '\.' is .* itself"):
+        inside(tmp_path, ".", "here")
+
+
 TAR_FAULTS = [
     ({"../a.png": b"x"}, r"00\.tar, \.\./a\.png: the name leads out"),
     ({"/a.png": b"x"}, r"00\.tar, /a\.png: the name leads out"),
@@ -438,6 +466,44 @@ def test_faults_of_tars_are_named_by_file_and_member(tmp_path: Path, files: dict
     write_tar(tmp_path / "set/00.tar", files)
     with pytest.raises(DataError, match=f"(?s){complaint}"):
         read(WebdatasetSource(path=str(tmp_path / "set")), tmp_path / "run")
+
+
+def test_files_to_ignore_are_not_read_and_still_belong_to_their_sample(tmp_path: Path) -> None:
+    files = {"a.npy": b"x" * 5_000_000, "a.png": png(), "a.txt": b"a wall"}
+    files |= {"b.json": b"{", "b.png": png("blue"), "b.txt": b"blue"}
+    path = write_tar(tmp_path / "00.tar", files)
+    source = WebdatasetSource(path=str(path), ignore=("npy", "json"))
+    assert texts(read(source, tmp_path / "run")) == [[("alt", "a wall")], [("alt", "blue")]]
+    write_tar(path, {"a.png": png(), "b.npy": b"x"})
+    with pytest.raises(DataError, match=r"00\.tar, b: the files to ignore alone; expected one image"):
+        read(source, tmp_path / "run")
+
+
+def tar_of_three(path: Path) -> tuple[bytes, list[int]]:
+    """(the bytes of an archive with three images, where its members and then its end begin)."""
+    write_tar(path, {f"{colour}.png": png(colour) for colour in COLOURS})
+    with tarfile.open(path) as archive:
+        starts = [member.offset for member in archive.getmembers()]
+        return path.read_bytes(), [*starts, archive.offset]
+
+
+def test_a_tar_that_is_damaged_behind_its_beginning_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "00.tar"
+    whole, (_, second, third, _) = tar_of_three(path)
+    damaged = whole[:second] + b"?" + whole[second + 1 :]
+    for data, byte in ((damaged, second), (whole[: third + 100], third)):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=rf"00\.tar: damaged or cut short at byte {byte}; fetch it again"):
+            list(WebdatasetSource(path=str(path)).rows())
+
+
+@pytest.mark.parametrize("zeros", [0, 300, 512])
+def test_a_tar_without_all_zeros_at_its_end_is_read(tmp_path: Path, zeros: int) -> None:
+    path = tmp_path / "00.tar"
+    whole, starts = tar_of_three(path)
+    path.write_bytes(whole[: starts[-1] + zeros])
+    rows = list(WebdatasetSource(path=str(path)).rows())
+    assert [type(row) for row in rows] == [Row] * 3
 
 
 def test_jpeg_with_a_second_picture_is_stored_as_the_jpeg_that_its_first_is(tmp_path: Path) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import tiny
 import tiny_adapters
+import tiny_flow
 from safetensors import safe_open
+from transformers import CLIPTextModel
 
+from t2i.data.formats.card import count_records
 from t2i.export.adapter import write_adapter
-from t2i.export.card import dataset_strings
-from t2i.records import Caption, CaptionedImage
+from t2i.export.card import architecture, dataset_strings
+from t2i.families import load_family
+from t2i.records import Caption, CaptionedImage, ImageOrigin
 from t2i.stages.export import Export
 
 RECORDS = [
@@ -29,6 +34,31 @@ def test_hashes_name_the_images_and_the_captions_apart() -> None:
     changed = dataset_strings([*RECORDS[:2], other], "sks")
     assert changed["t2i_dataset_sha256"] == strings["t2i_dataset_sha256"]
     assert changed["t2i_captions_sha256"] != strings["t2i_captions_sha256"]
+
+
+def test_both_cards_count_the_same_licences() -> None:
+    of_set = replace(RECORDS[2], origin=ImageOrigin(dataset="set", licence="MIT"))
+    records = [RECORDS[0], of_set, replace(of_set, extra={"licence": "CC0"}), RECORDS[2]]
+    counted = json.loads(dataset_strings(records, "")["t2i_licences"])
+    assert counted == {"CC0": 2, "MIT": 1, "not stated": 1}
+    assert dict(count_records(records).licences) == {
+        ("unknown", "CC0"): 1,
+        ("set", "MIT"): 1,
+        ("set", "CC0"): 1,
+        ("unknown", "unknown"): 1,
+    }
+
+
+def test_the_architecture_is_that_of_the_model_and_not_of_its_family_alone() -> None:
+    assert architecture(tiny.load_sd1("v_prediction")) == "stable-diffusion-v1/lora"
+    sd2 = {"epsilon": "stable-diffusion-v2-512/lora", "v_prediction": "stable-diffusion-v2-768-v/lora"}
+    for prediction_type, expected in sd2.items():
+        family = tiny.load_sd1(prediction_type)
+        config = tiny.clip_config(family.pipeline.tokenizer, width=1024, layers=1)
+        family.pipeline.text_encoder = CLIPTextModel(config)
+        assert architecture(family) == expected
+    for guidance, expected in ((True, "flux-1-dev/lora"), (False, "flux-1-schnell/lora")):
+        assert architecture(load_family(str(tiny_flow.flux(guidance)))) == expected
 
 
 def test_header_and_card_say_what_the_file_was_made_from(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from torch import Tensor
 from t2i import lora
 from t2i.commands import export
 from t2i.errors import ModelError
-from t2i.export.factors import largest_error
+from t2i.export.factors import Factors, largest_error
+from t2i.export.layouts import to_layout, to_tensors
 from t2i.export.reading import read_adapter
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -34,6 +36,17 @@ def one_layer(down: Tensor | None = None, up: Tensor | None = None) -> dict[str,
     """A kohya file of one layer."""
     down, up = torch.ones(2, 32) if down is None else down, torch.ones(32, 2) if up is None else up
     return {f"{KOHYA}.lora_down.weight": down, f"{KOHYA}.lora_up.weight": up}
+
+
+def peft_folder(folder: Path, **values: object) -> Path:
+    """The adapter of one layer as peft writes it. values: of its configuration."""
+    folder.mkdir(parents=True)
+    stem = f"base_model.model.{LAYER}"
+    state = {f"{stem}.lora_A.weight": torch.ones(2, 32), f"{stem}.lora_B.weight": torch.ones(32, 2)}
+    write(folder / "adapter_model.safetensors", state)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, **values}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
 
 
 NATIVE = LAYER.replace("mid_block.attentions.0", "middle_block.1")
@@ -88,6 +101,53 @@ def test_alphas_in_the_header_of_diffusers_count(tmp_path: Path, values: dict, s
     [arrived] = lora.adapter_of({"unet": pipeline.unet}).values()
     lora.unload(pipeline)
     assert arrived.strength == pytest.approx(strength)
+
+
+def test_a_file_in_the_layout_of_peft_is_read_under_the_name_that_peft_gives_it(tmp_path: Path) -> None:
+    own = peft_folder(tmp_path / "mine") / "adapter_model.safetensors"
+    other = write(own.with_name("other.safetensors"), load_file(own))
+    assert read_adapter(own, layers("sd1")).layout == "peft"
+    with pytest.raises(ModelError, match=r"other\.safetensors: has peft's layout; call it adapter_model\.safetensors"):
+        read_adapter(other, layers("sd1"))
+
+
+def test_a_folder_with_two_adapters_of_one_component_is_refused(tmp_path: Path) -> None:
+    for name in ("checkpoint-500", "checkpoint-1000"):
+        peft_folder(tmp_path / name)
+    with pytest.raises(ModelError, match="checkpoint-1000 and checkpoint-500 are both adapters of unet"):
+        read_adapter(tmp_path, layers("sd1"))
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "OLoRA", "corda", "loftq", "lora_ga"])
+def test_an_adapter_that_holds_a_part_of_its_base_is_refused(tmp_path: Path, init: str) -> None:
+    header = {"lora_adapter_metadata": json.dumps({"unet.init_lora_weights": init})}
+    state = one_layer() | {f"{KOHYA}.alpha": torch.tensor(2.0)}
+    sources = (
+        write(tmp_path / "a.safetensors", state, header),
+        peft_folder(tmp_path / "peft", init_lora_weights=init),
+    )
+    for source in sources:
+        with pytest.raises(ModelError, match=f"init_lora_weights '{init}': the adapter belongs to a model whose"):
+            read_adapter(source, layers("sd1"))
+
+
+@pytest.mark.parametrize("init", [True, False, "gaussian", "orthogonal", "eva", "mica"])
+def test_an_adapter_that_began_beside_its_base_is_read(tmp_path: Path, init: bool | str) -> None:
+    found = read_adapter(peft_folder(tmp_path / "peft", init_lora_weights=init), layers("sd1"))
+    assert list(found.adapter) == [f"unet.{LAYER}"]
+
+
+def test_the_text_encoder_of_stable_diffusion_2_has_its_own_name_in_comfyui_files(tmp_path: Path) -> None:
+    query = "text_model.encoder.layers.0.self_attn.q_proj"
+    sd1 = layers("sd1")
+    sd2 = replace(sd1, components={**sd1.components, "text_encoder": {query: 1024}})
+    sent = {f"text_encoder.{query}": Factors(torch.randn(2, 1024), torch.randn(1024, 2), 2.0)}
+    assert list(to_layout(sent, "comfyui", sd1)) == [f"text_encoders.clip_l.transformer.{query}"]
+    named = to_layout(sent, "comfyui", sd2)
+    assert list(named) == [f"text_encoders.clip_h.transformer.{query}"]
+    found = read_adapter(write(tmp_path / "a.safetensors", to_tensors(named, "comfyui")), sd2)
+    assert found.layout == "comfyui"
+    assert largest_error(sent, found.adapter) == 0
 
 
 def test_every_layout_loads_into_a_pipeline_and_converts_to_another(tmp_path: Path) -> None:

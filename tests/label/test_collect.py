@@ -54,6 +54,13 @@ def test_folder_with_pictures_that_are_not_read_is_refused(tmp_path: Path) -> No
         collect([red, blue])
 
 
+def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
+    red, blue = folders(tmp_path)
+    Image.new("RGB", (16, 12)).save(red / "1.jpg")
+    with pytest.raises(DataError, match=r"1\.jpg and 1\.png are both 1; rename all but one"):
+        collect([red, blue])
+
+
 def test_a_file_of_pairs_is_shown_without_what_it_says_of_them(tmp_path: Path) -> None:
     red, blue = folders(tmp_path)
     rows = [PreferencePair("p", str(red / "0.png"), str(blue / "0.png"), source="pickscore", extra={"score": 3})]

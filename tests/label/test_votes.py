@@ -40,6 +40,16 @@ def test_the_last_choice_counts_and_a_skip_takes_none_back(tmp_path: Path) -> No
     assert log.ballots == VoteLog(log.path, 2).ballots == {"ann": {0: "right", 1: "tie"}}
 
 
+def test_people_may_vote_while_somebody_goes_through_the_votes(tmp_path: Path) -> None:
+    log = VoteLog(tmp_path / "votes.jsonl", 2)
+    log.append(vote("ann", 0, "left"))
+    for rater, own in log.ballots.items():
+        log.append(vote("bob", 0, "right"))
+        log.append(vote(rater, 1, "tie"))
+        assert own == {0: "left"}
+    assert log.ballots == {"ann": {0: "left", 1: "tie"}, "bob": {0: "right"}}
+
+
 def test_a_line_cut_short_anywhere_is_taken_out_and_said(tmp_path: Path) -> None:
     path = tmp_path / "votes.jsonl"
     log = VoteLog(path, 2)

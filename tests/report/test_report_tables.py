@@ -51,6 +51,11 @@ def test_names_are_not_read_as_markup(comparison: ComparisonRow) -> None:
     assert "[red]x[/red]" in printed([replace(comparison, scorer="[red]x[/red]")])
 
 
+def test_the_headline_is_not_read_as_markup(comparison: ComparisonRow, capsys: pytest.CaptureFixture[str]) -> None:
+    print_comparison([replace(comparison, scorer="a[/b]:cat:")])
+    assert "on a[/b]:cat:: +0.081" in " ".join(capsys.readouterr().out.split())
+
+
 def test_several_pairs_of_arms_are_named_in_each_row(comparison: ComparisonRow) -> None:
     text = printed([comparison, replace(comparison, arm_b="dpo")], width=100)
     assert "tuned over base" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ BROKEN_FILE = "broken.jsonl"
 MAX_IMAGE_BYTES = 500_000_000
 SHOWN = 10
 """Problems that an error message lists; the count tells the rest."""
+_DRIVE = re.compile("[A-Za-z]:")
+"""How Windows begins a path of another drive; further in, or behind more letters, a colon is part of a name."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,9 @@ def inside(folder: Path, name: object, where: str) -> Path:
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}: the name of the image is {name!r}, expected text.")
     pure = PurePosixPath(name.replace("\\", "/"))
-    if pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
+    if not pure.parts:
+        raise DataError(f"{where}: {name!r} is {folder} itself; expected the name of an image inside it.")
+    if pure.is_absolute() or ".." in pure.parts or _DRIVE.match(pure.parts[0]):
         raise DataError(f"{where}: {name!r} leads out of {folder}; expected a name inside it.")
     return folder / pure
 

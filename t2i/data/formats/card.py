@@ -29,7 +29,7 @@ class DatasetCounts:
         """Count one record."""
         self.images += 1
         origin = record.origin
-        self.licences[(origin.dataset if origin else "") or UNKNOWN, (origin.licence if origin else "") or UNKNOWN] += 1
+        self.licences[(origin.dataset if origin else "") or UNKNOWN, licence_of(record) or UNKNOWN] += 1
         for caption in record.captions:
             made = caption.origin
             model = f"{made.model}@{made.revision[:12]}" if made and made.revision else made.model if made else ""
@@ -39,6 +39,15 @@ class DatasetCounts:
             self.words[caption.kind] += len(caption.text.split())
             self.cut += bool(made and made.finish_reason == "length")
             self.reviewed += caption.review is not None
+
+
+def licence_of(record: CaptionedImage) -> str:
+    """The licence that is stated of an image, empty if none is.
+
+    The users' own column `license` or `licence` comes first: it is of the image, where an origin's is of a data set.
+    """
+    own = record.extra.get("license") or record.extra.get("licence")
+    return str(own) if own else record.origin.licence if record.origin else ""
 
 
 def count_records(records: Iterable[CaptionedImage]) -> DatasetCounts:

@@ -44,7 +44,8 @@ class HubSource(FormatSource):
     def rows(self) -> Iterator[Row | BrokenRow]:
         """Every image says the commit that it is of, also where no revision was asked for."""
         local = resolve_path(self.path)
-        folder = local.absolute() if local.exists() else None
+        # Without `..`, as the names of its files will be; `absolute` would keep it.
+        folder = Path(os.path.abspath(local)) if local.exists() else None
         commit = self.revision if folder else commit_of_data(self.path, self.revision)
         table = self._open(str(folder) if folder else self.path, commit)
         origin = ImageOrigin(dataset=f"{self.path}@{commit}" if commit else self.path, licence=self.licence)

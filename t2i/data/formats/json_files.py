@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,9 @@ from t2i.records import Caption, CaptionedImage
 from t2i.resources import resolve_path
 
 SOURCE_NAMES = {"captions_json": "captions.json", "kohya": "kohya metadata"}
+
+_Pictures = Mapping[str, Sequence[Path]]
+"""Name without its ending -> images of it in one folder."""
 
 
 class CaptionsJsonSource(FormatSource):
@@ -55,10 +59,13 @@ class KohyaSource(FormatSource):
 
     def rows(self) -> Iterator[Row | BrokenRow]:
         path, folder = resolve_path(self.path), resolve_path(self.images)
+        # Each folder is listed once.
+        pictures = functools.cache(_pictures)
         for name, value in _object(path).items():
             where = f"{path}, {name}"
             try:
-                yield Row(where, _kohya_image(folder, name, where), self._captions(value, where), _rest(value))
+                image = _kohya_image(folder, name, where, pictures)
+                yield Row(where, image, self._captions(value, where), _rest(value))
             except DataError as error:
                 yield BrokenRow(where, str(error))
 
@@ -75,18 +82,29 @@ def _rest(value: dict[str, Any]) -> dict[str, Any]:
     return {name: inner for name, inner in value.items() if name not in ("caption", "tags")}
 
 
-def _kohya_image(folder: Path, name: str, where: str) -> Path:
+def _kohya_image(folder: Path, name: str, where: str, pictures: Callable[[Path], _Pictures]) -> Path:
     """kohya names images by a path of the machine that wrote the file, or by their name without its ending."""
-    from t2i.data.images import IMAGE_SUFFIXES
-
     if Path(name).is_absolute() and Path(name).is_relative_to(folder.resolve()):
         name = Path(name).relative_to(folder.resolve()).as_posix()
     path = inside(folder, name, where)
-    found = [path] if path.is_file() else [path.with_name(path.name + end) for end in sorted(IMAGE_SUFFIXES)]
-    found = [candidate for candidate in found if candidate.is_file()]
+    found = [path] if path.is_file() else pictures(path.parent).get(path.name, [])
     if len(found) != 1:
         raise DataError(f"{where}: {len(found)} images of that name in {folder}; expected one.")
     return found[0]
+
+
+def _pictures(folder: Path) -> _Pictures:
+    """The images in a folder. Their endings are told in any case: cameras write `IMG_0001.JPG`."""
+    from t2i.data.images import IMAGE_SUFFIXES
+
+    found: dict[str, list[Path]] = {}
+    try:
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+                found.setdefault(path.stem, []).append(path)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}).") from error
+    return found
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import io
 import itertools
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ class WebdatasetSource(FormatSource):
     def rows(self) -> Iterator[Row | BrokenRow]:
         once = Once()
         for path in _tars(resolve_path(self.path)):
-            for key, sample in _samples(path):
+            for key, sample in _samples(path, self.ignore):
                 where = f"{path}, {key}"
                 try:
                     once.check(key, where)
@@ -54,9 +54,9 @@ class WebdatasetSource(FormatSource):
     def _row(self, where: str, sample: _Sample) -> Row:
         images = [end for end in sample if _is_image(end)]
         texts = [end for end in self.captions if end in sample and end not in images]
-        unknown = sorted(sample.keys() - {*images, *texts, *self.ignore, "json"})
+        unknown = sorted(sample.keys() - {*images, *texts, "json"})
         if len(images) != 1 or unknown:
-            found = ", ".join(sorted(sample))
+            found = ", ".join(sorted(sample)) or "to ignore alone"
             raise DataError(
                 f"{where}: the files {found}; expected one image, json and {', '.join(self.captions)}. A dot in the "
                 "name of a sample cuts it in two; endings that do not matter go into `ignore`."
@@ -100,28 +100,46 @@ def _tars(path: Path) -> list[Path]:
     return found
 
 
-def _samples(path: Path) -> Iterator[tuple[str, _Sample | DataError]]:
-    """(key, its files) of neighbouring files of one key. A file that is too large makes its whole sample an error."""
+def _samples(path: Path, ignore: Collection[str]) -> Iterator[tuple[str, _Sample | DataError]]:
+    """(key, its files but for those to ignore, which may be none) of neighbouring files of one key.
+
+    A file that is too large makes its whole sample an error.
+    """
     try:
         # "r:" and not "r": a compressed archive could unpack to any size.
         with tarfile.open(path, "r:") as archive:
-            key, sample, problem = "", _Sample(), None
-            for member in archive:
-                if member.isdir():
-                    continue
-                new_key, ending = _split(member, path)
-                if new_key != key:
-                    if sample or problem:
-                        yield key, problem or sample
-                    key, sample, problem = new_key, _Sample(), None
-                problem = problem or _problem(member, ending, sample, path)
-                if problem is None:
-                    file = archive.extractfile(member)
-                    sample[ending] = file.read() if file else b""
-            if sample or problem:
-                yield key, problem or sample
+            for key, members in itertools.groupby(_members(archive, path), lambda member: member[0]):
+                yield key, _sample(archive, members, ignore, path)
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{path}: cannot be read as an uncompressed tar file ({error}).") from error
+
+
+def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """(key, ending, file) of all but the folders. Raises DataError where they end otherwise than an archive does."""
+    for member in archive:
+        if not member.isdir():
+            yield *_split(member, path), member
+    # `tarfile` takes a header that is damaged or cut for the end too. At a true one there are zeros, or nothing: some
+    # writers leave them out.
+    with path.open("rb") as file:
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise DataError(f"{path}: damaged or cut short at byte {archive.offset}; fetch it again.")
+
+
+def _sample(
+    archive: tarfile.TarFile, members: Iterable[tuple[str, str, tarfile.TarInfo]], ignore: Collection[str], path: Path
+) -> _Sample | DataError:
+    """The files of one key, or what is wrong with one of them."""
+    sample = _Sample()
+    for _, ending, member in members:
+        if ending in ignore:
+            continue
+        if problem := _problem(member, ending, sample, path):
+            return problem
+        file = archive.extractfile(member)
+        sample[ending] = file.read() if file else b""
+    return sample
 
 
 def _problem(member: tarfile.TarInfo, ending: str, sample: _Sample, path: Path) -> DataError | None:
