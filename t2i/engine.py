@@ -83,8 +83,10 @@ def identity(
     fields = {name: value for name, value in output_fields(stage, visit).items() if name not in labels}
     inputs: JsonObject = {name: [upstream[ref] for ref in refs] for name, refs in stage.references.items()}
     body: JsonObject = {"type": stage.type, "version": stage.version, "seed": seed, "fields": fields, "inputs": inputs}
-    if stage.shows_names:
-        body["names"] = {name: list(refs) for name, refs in stage.references.items()}
+    shown = stage.references if stage.shows_names else stage.shows_names_of
+    names: JsonObject = {name: list(refs) for name, refs in stage.references.items() if name in shown}
+    if names:
+        body["names"] = names
     return body, files
 
 

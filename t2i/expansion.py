@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from pydantic import Field, JsonValue, model_validator
@@ -86,7 +87,7 @@ class Draft:
             key = path.split(".")
             set_value(data, key, copy.deepcopy(value))
             if place is not None:
-                moved[tuple(key)] = place
+                moved[tuple(int(part) if part.isdecimal() else part for part in key)] = place
         return replace(self, name=name, data=data, moved=moved)
 
     def rename_references(self, rename: Callable[[str], str]) -> Draft:
@@ -105,7 +106,15 @@ Report = Callable[[Key, str], None]
 """Called with the key of the mistake in the document, and the message."""
 
 
-def expand_rounds(drafts: Sequence[Draft], rounds: Rounds, report: Report) -> list[Draft]:
+def matches(name: str, pattern: str) -> bool:
+    """Compare part by part, so that `*` does not cross a slash; `name/*` are all copies of a stage, however deep."""
+    parts, patterns = name.split("/"), pattern.split("/")
+    if len(patterns) == 2 and patterns[1] == "*" and len(parts) > 2:
+        patterns += ["*"] * (len(parts) - 2)
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def expand_rounds(drafts: Sequence[Draft], rounds: Rounds, document: Document, report: Report) -> list[Draft]:
     """Write out the rounds. The block of stages is repeated as a whole; what follows it reads the last round."""
     inside = [draft for draft in drafts if draft.base in rounds.stages]
     if not _all_known(rounds.stages, drafts, "rounds", report):
@@ -116,7 +125,9 @@ def expand_rounds(drafts: Sequence[Draft], rounds: Rounds, report: Report) -> li
         return list(drafts)
     order = {draft.base: number for number, draft in enumerate(inside)}
     block = [
-        _in_round(draft, number, order, rounds, report) for number in range(1, rounds.count + 1) for draft in inside
+        _in_round(draft, number, order, rounds, document, report)
+        for number in range(1, rounds.count + 1)
+        for draft in inside
     ]
     _check_first(rounds, inside, order, report)
     outside = [draft.rename_references(lambda ref: _round_name(ref, rounds.count, order)) for draft in drafts]
@@ -161,21 +172,22 @@ def _round_name(name: str, number: int, order: Mapping[str, int]) -> str:
     return f"{name}/round{number}" if name in order else name
 
 
-def _in_round(draft: Draft, number: int, order: Mapping[str, int], rounds: Rounds, report: Report) -> Draft:
+def _in_round(
+    draft: Draft, number: int, order: Mapping[str, int], rounds: Rounds, document: Document, report: Report
+) -> Draft:
     def rename(reference: str) -> str:
         is_later = order.get(reference, -1) >= order[draft.base]
         return _round_name(reference, number - is_later, order)
 
-    copied = draft.rename_references(rename)
-    values: dict[str, JsonValue] = {}
-    if number == 1:
-        for name in _fields_read_from_before(draft, order):
-            path = f"{draft.base}.{name}"
-            if path not in rounds.first:
-                message = f"{path} reads the round before; say under `first` what round 1 reads (a stage, or null)"
-                report(("rounds",), message)
-            values[name] = copy.deepcopy(rounds.first.get(path))  # type: ignore[assignment]
-    return copied.changed(f"{draft.base}/round{number}", values)
+    copied = draft.rename_references(rename).changed(f"{draft.base}/round{number}", {})
+    for name in _fields_read_from_before(draft, order) if number == 1 else ():
+        path = f"{draft.base}.{name}"
+        if path not in rounds.first:
+            message = f"{path} reads the round before; say under `first` what round 1 reads (a stage, or null)"
+            report(("rounds",), message)
+        value: JsonValue = copy.deepcopy(rounds.first.get(path))  # type: ignore[assignment]
+        copied = copied.changed(copied.name, {name: value}, document.place(("rounds", "first", path)))
+    return copied
 
 
 def _fields_read_from_before(draft: Draft, order: Mapping[str, int]) -> list[str]:
@@ -201,6 +213,7 @@ def expand_matrix(drafts: Sequence[Draft], matrix: Matrix, document: Document, r
     if not _all_known(matrix.stages, drafts, "matrix", report):
         return list(drafts)
     _check_arms(matrix, report)
+    _check_overrides(matrix, drafts, document, report)
     inside = {draft.name for draft in drafts if draft.base in matrix.stages}
     expanded: list[Draft] = []
     for draft in drafts:
@@ -228,7 +241,11 @@ def _in_cell(
                 report(key, str(error))
     if seed is not None and copied.data.get("seed") is None:
         copied = copied.changed(copied.name, {"seed": seed}, document.place(("matrix", "seeds")))
-    return copied.rename_references(lambda name: name + suffix if name in inside else name)
+
+    def is_inside(name: str) -> bool:
+        return name in inside or ("*" in name and any(matches(one, name) for one in inside))
+
+    return copied.rename_references(lambda name: name + suffix if is_inside(name) else name)
 
 
 def _check_arms(matrix: Matrix, report: Report) -> None:
@@ -243,6 +260,17 @@ def _check_arms(matrix: Matrix, report: Report) -> None:
             elif inner == "name":
                 message = f"the copies of {stage!r} are named after it and their arm; leave `name` out"
                 report(("matrix", "arms", arm, path), message)
+
+
+def _check_overrides(matrix: Matrix, drafts: Sequence[Draft], document: Document, report: Report) -> None:
+    """Report what was given on the command line and every arm sets otherwise: it would change nothing."""
+    for draft in drafts:
+        for key, place in document.places.items():
+            if place.line is None and key[: len(draft.origin)] == draft.origin and draft.base in matrix.stages:
+                path = ".".join(map(str, (draft.base, *key[len(draft.origin) :])))
+                own = [any(f"{path}.".startswith(f"{one}.") for one in values) for values in matrix.arms.values()]
+                if own and all(own):
+                    report(key, "every arm of the matrix sets it, so this would change nothing; change the arms")
 
 
 def _all_known(names: Sequence[str], drafts: Sequence[Draft], where: str, report: Report) -> bool:

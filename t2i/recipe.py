@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pydantic import Field, JsonValue, ValidationError
@@ -15,7 +14,17 @@ from t2i.config import FrozenModel, ModelPath, PathMark, Written, explain, outpu
 from t2i.credentials import refuse_credentials, refuse_in_overrides
 from t2i.document import Document, Key, Problem, apply_overrides, raise_problems, read_document, show
 from t2i.errors import ConfigError
-from t2i.expansion import Draft, Matrix, Report, Rounds, expand_matrix, expand_rounds, round_stop, stop_problems
+from t2i.expansion import (
+    Draft,
+    Matrix,
+    Report,
+    Rounds,
+    expand_matrix,
+    expand_rounds,
+    matches,
+    round_stop,
+    stop_problems,
+)
 from t2i.resources import local_path
 from t2i.rounds import RoundStop
 from t2i.stages.base import Stage
@@ -166,7 +175,7 @@ class _Loader:
 
     def _expanded(self, drafts: list[Draft], file: RecipeFile | None) -> list[Draft]:
         if file is not None and file.rounds is not None:
-            drafts = expand_rounds(drafts, file.rounds, self._report)
+            drafts = expand_rounds(drafts, file.rounds, self.document, self._report)
         if file is not None and file.matrix is not None:
             drafts = expand_matrix(drafts, file.matrix, self.document, self._report)
         written: set[str] = set()
@@ -184,13 +193,19 @@ class _Loader:
         return self.stage_types.get(str(draft.data.get("type")))
 
     def _with_model(self, draft: Draft, earlier: Sequence[Draft]) -> Draft:
-        """A model and its revision, put into a stage that can take a model and was given none: those of the stage whose
-        weights it reads, which fit no other, or else the recipe's. A revision of its own stays."""
+        """A model and its revision, put into a stage that can take a model and was given none: those that the weights
+        it reads were trained over, which fit no other, or else the recipe's. A revision of its own stays."""
         stage_type = self._type_of(draft)
         if stage_type is None or draft.data.get("model") is not None or draft.data.get("model_from") is not None:
             return draft
-        trained = next((other for other in earlier if other.name == draft.data.get("weights_from")), None)
-        source = self.document.data if trained is None or trained.data.get("model") is None else trained.data
+        trained = _trained_over(draft, earlier) if "model" in stage_type.model_fields else []
+        models = [show(source["model"]) for source in trained]
+        if len(set(models)) > 1:
+            names = ", ".join(dict.fromkeys(models))
+            message = f"trained over different models ({names}); set `model` to the one that they are to go with"
+            key = next(name for name in _WEIGHTS if draft.data.get(name) is not None)
+            self.problems.append(draft.written(self.document).problem((key,), message))
+        source = trained[0] if trained else self.document.data
         for name in ("model", "revision"):
             is_open = name in stage_type.model_fields and draft.data.get(name) is None
             if is_open and source.get(name) is not None:
@@ -217,15 +232,15 @@ class _Loader:
             if isinstance(item, str) and "*" not in item and item in items[:index]:
                 problem = f"stage {item!r} is named twice; name it once"
                 self.problems.append(draft.written(self.document).problem((name, index), problem))
-            matches = [other.name for other in earlier if isinstance(item, str) and _matches(other.name, item)]
-            if isinstance(item, str) and "*" in item and not matches:
+            found = [other.name for other in earlier if isinstance(item, str) and matches(other.name, item)]
+            if isinstance(item, str) and "*" in item and not found:
                 known = _in_short(other.name for other in earlier)
                 problem = f"no earlier stage matches {item!r}; earlier stages: {known}"
                 self.problems.append(draft.written(self.document).problem((name, index), problem))
             elif isinstance(item, str):
-                for match in matches or [item]:
+                for match in found or [item]:
                     self._check_reference(draft, (name, index), match, earlier, drafts)
-            names.extend(matches or [item])
+            names.extend(found or [item])
         return list(dict.fromkeys(names)) if all(isinstance(item, str) for item in names) else names
 
     def _check_reference(
@@ -300,6 +315,21 @@ class _Loader:
                 report((name,), message)
 
 
+_WEIGHTS = ("weights_from", "adapter_from")
+"""Fields that name stages whose weights go with one model."""
+
+
+def _trained_over(draft: Draft, earlier: Sequence[Draft]) -> list[Mapping[str, JsonValue]]:
+    """What holds `model` and `revision` of the weights that a stage reads, looked for through `pick` and `merge`."""
+    read = [draft.data.get(name) for name in _WEIGHTS]
+    names = [one for value in read for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
+    found: list[Mapping[str, JsonValue]] = []
+    for other in earlier:
+        if any(matches(other.name, name) for name in names):
+            found += [other.data] if other.data.get("model") is not None else _trained_over(other, earlier)
+    return found
+
+
 def _missing_path(text: str, mark: PathMark) -> str:
     """What to say if a marked string names a local path that does not exist; else empty."""
     try:
@@ -312,14 +342,6 @@ def _missing_path(text: str, mark: PathMark) -> str:
 
 
 _UNSAFE = "{} is not usable as a folder name; use letters, digits, _ and - (in a stage's name also /)"
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """Compare part by part, so that `*` does not cross a slash; `name/*` are all copies of a stage, however deep."""
-    parts, patterns = name.split("/"), pattern.split("/")
-    if len(patterns) == 2 and patterns[1] == "*" and len(parts) > 2:
-        patterns += ["*"] * (len(parts) - 2)
-    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
 def _in_short(names: Iterable[str]) -> str:

@@ -62,7 +62,8 @@ def write_lock(recipe: Recipe, planned: list[PlannedStage], folder: Path) -> Pat
             "hub": hub_commits(item.stage, item.folder),
             "made_with": None if item.is_passed_over else _made_with(item.folder),
             "settings": item.stage.model_dump(mode="json"),
-            "outputs": dict(_outputs(item.folder, hashes)),
+            # Of a round that an earlier recipe ran there may be a folder.
+            "outputs": {} if item.is_passed_over else dict(_outputs(item.folder, hashes)),
         }
     lock: dict[str, JsonValue] = {
         "lock": _VERSION,

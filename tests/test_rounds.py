@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from engine_stages import load
 from t2i.engine import PlannedStage, plan, run
 from t2i.errors import ConfigError
 from t2i.recipe import Recipe
+from t2i.runlock import LOCK
 
 TEXT = """
 name: demo
@@ -55,6 +57,14 @@ def test_rounds_after_the_decision_are_not_run(tmp_path: Path) -> None:
     assert [item.is_passed_over for item in planned] == [False] * 4 + [True] * 4 + [False] * 2
     assert written(planned, "choose", "chosen.txt") == ["improve/round1", "improve/round2"]
     assert written(planned, "table", "table.txt") == ["improve/round1", "improve/round2", "choose"]
+
+
+def test_the_lock_leaves_out_what_an_earlier_recipe_wrote_in_rounds_that_are_not_run(tmp_path: Path) -> None:
+    run(recipe(tmp_path, text=TEXT.replace("  stop_by: choose\n", "")), tmp_path)
+    run(recipe(tmp_path), tmp_path)
+    stages = json.loads((tmp_path / "demo" / LOCK).read_text())["stages"]
+    assert stages["improve/round2"]["outputs"]
+    assert not stages["improve/round3"]["outputs"]
 
 
 def test_what_stands_before_the_rounds_counts(tmp_path: Path) -> None:

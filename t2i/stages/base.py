@@ -74,6 +74,9 @@ class Stage(FrozenModel, ABC):
     shows_names: ClassVar[bool] = False
     """True if what is written contains the names of the stages it reads: renaming those then runs it again."""
 
+    shows_names_of: ClassVar[tuple[str, ...]] = ()
+    """Fields of which that is true where it is not of all."""
+
     may_stop_rounds: ClassVar[bool] = False
     """True if `rounds.stop_by` may name it: it has `decided`."""
 

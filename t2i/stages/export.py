@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from t2i.config import ModelPath
 from t2i.stages.base import Stage, StageContext
+from t2i.stages.trained_kind import is_whole
 
 if TYPE_CHECKING:
     from t2i.export.adapter import Exported
@@ -61,10 +62,8 @@ class Export(Stage):
         return self
 
     def misfit(self, earlier: Mapping[str, Stage]) -> tuple[str, str]:
-        from t2i.training.settings import FullSettings
-
         source = self.weights_from
-        used = self._for_adapters() if isinstance(getattr(earlier.get(source), "trained", None), FullSettings) else []
+        used = self._for_adapters() if is_whole(earlier.get(source)) else []
         return (used[0], f"{source} {_WHOLE}") if used else ("", "")
 
     def run(self, context: StageContext) -> dict[str, Any]:

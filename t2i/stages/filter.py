@@ -104,8 +104,7 @@ class Filter(Stage):
             self.embeddings.check()
         with reward_errors():
             for rule in self.scores:
-                if rule.scorer is not None:
-                    rule.scorer.load()
+                rule.check_scorer()
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
         sorted_out = self._sorted_out(context)

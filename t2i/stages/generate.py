@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -81,6 +82,11 @@ class Generate(Stage):
         # How many scenes differ depends on the seed, which may be the recipe's.
         if not isinstance(self.prompts, ShapesPrompts):
             self.prompts.read(0)
+
+    def misfit(self, earlier: Mapping[str, Stage]) -> tuple[str, str]:
+        if self.model is None and self.weights_from is None:
+            return "model", "no model; set `model` here or at the top of the recipe"
+        return "", ""
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
         prompts = self.prompts.read(self.seed or 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from t2i.config import FrozenModel, LocalPath, ModelPath
 from t2i.stages.base import Stage, StageContext, StageNames
+from t2i.stages.trained_kind import misfit_of
 
 if TYPE_CHECKING:
     from t2i.export.factors import Adapter
@@ -86,6 +87,13 @@ class Merge(Stage):
         stages = (self.weights_from,) if isinstance(self.weights_from, str) else self.weights_from or ()
         return len(stages) + len(self.adapters)
 
+    def misfit(self, earlier: Mapping[str, Stage]) -> tuple[str, str]:
+        if self.model is None and self.weights_from is None:
+            return "model", "no model; set `model` here or at the top of the recipe"
+        names = self.references.get("weights_from", ())
+        message = misfit_of(names, earlier, whole=self.kind == "extract")
+        return ("weights_from", message) if message else ("", "")
+
     def run(self, context: StageContext) -> dict[str, Any]:
         from t2i.errors import ConfigError
         from t2i.export.adapter import write_adapter
@@ -106,7 +114,7 @@ class Merge(Stage):
         ranks = [factors.rank for factors in merged.adapter.values()]
         return {
             "adapter": path.relative_to(context.folder).as_posix(),
-            "merged": self._count(),
+            "merged": len(stages) + len(self.adapters),
             "kind": self.kind,
             "ranks": f"{min(ranks)} to {max(ranks)}",
             "relative_error": float(f"{merged.error:.3g}"),
@@ -163,6 +171,10 @@ def merged_files(stage: Merge, files: Sequence[Path], family: ModelFamily) -> Me
 
     if stage.kind == "extract":
         raise ConfigError("kind extract: takes a whole model, not LoRA files.")
+    # With rounds that were not run there are fewer of them than the recipe names.
+    for weights in (stage.weights, *(rule.weights for rule in stage.modules)):
+        if weights is not None and len(weights) != len(files):
+            raise ConfigError(f"stage {stage.label}: weights: {len(weights)} of them for {len(files)} adapters.")
     layers = ModelLayers.of(family.facts, family.pipeline)
     adapters: list[Adapter] = []
     for path in files:

@@ -15,6 +15,7 @@ from t2i.records import ScoredImage, read_jsonl
 from t2i.stages.base import Stage, StageContext
 from t2i.stages.lineage import optimised_against
 from t2i.stages.score import SCORES_FILE, shared_scorer
+from t2i.stages.trained_kind import misfit_of
 
 PICK_FILE = "pick.json"
 
@@ -49,6 +50,10 @@ class Pick(Stage):
         if not wild and len(self.weights_from) != len(self.scores_from):
             raise ValueError("weights_from and scores_from: give one score stage for each train stage")
         return self
+
+    def misfit(self, earlier: Mapping[str, Stage]) -> tuple[str, str]:
+        message = misfit_of(self.weights_from, earlier, whole=False)
+        return ("weights_from", message) if message else ("", "")
 
     def run(self, context: StageContext) -> dict[str, Any]:
         from t2i.errors import ConfigError

@@ -88,6 +88,7 @@ class Score(Stage):
         "generations_from": ("generations",),
         "reward_models_from": ("weights",),
     }
+    shows_names_of: ClassVar[tuple[str, ...]] = ("reward_models_from",)
 
     type: Literal["score"] = "score"
     generations_from: str
@@ -117,6 +118,13 @@ class Score(Stage):
     def check(self) -> None:
         with reward_errors():
             _check_labels(self.scorers)
+
+    def misfit(self, earlier: Mapping[str, Stage]) -> tuple[str, str]:
+        for name in self.references.get("reward_models_from", ()):
+            objective = getattr(earlier.get(name), "objective", None)
+            if objective is not None and objective.type != "bradley_terry":
+                return "reward_models_from", f"{name} trains no reward model; its objective is {objective.type}"
+        return "", ""
 
     def run(self, context: StageContext) -> dict[str, Any]:
         with reward_errors():
@@ -161,10 +169,11 @@ class Score(Stage):
 
 
 def _check_labels(scorers: Sequence[Scorer]) -> None:
-    """A scorer without a label is called as it calls itself, which only the loaded scorer tells."""
+    """Load every scorer: one without a label is called as it calls itself, and wrong options of any show only then."""
     from t2i.errors import ConfigError
 
-    labels = [scorer.label or scorer.load().name for scorer in scorers]
+    loaded = [scorer.load() for scorer in scorers]
+    labels = [scorer.label or reward.name for scorer, reward in zip(scorers, loaded, strict=True)]
     if len(set(labels)) < len(labels):
         raise ConfigError(f"scorers: labels repeat: {', '.join(labels)}; give each scorer a `label` of its own.")
 

@@ -57,6 +57,13 @@ class ScoreRule(FrozenModel):
         """What reasons and records call the score."""
         return self.recorded or (self.scorer.label or self.scorer.name if self.scorer else "")
 
+    def check_scorer(self) -> None:
+        """Raise for options that the scorer does not take, and for a scorer of prompts that is given none."""
+        from t2i.errors import ConfigError
+
+        if self.scorer is not None and self.scorer.load().needs_prompt and self.kind is None:
+            raise ConfigError(f"scores: {self.label} scores images against prompts; say in `kind` which captions.")
+
     def key(self, row: CaptionedImage) -> ScoreKey:
         """What the scores are of: the image, and the captions that are its prompts."""
         return row.id, prompts_of(row, self.kind)

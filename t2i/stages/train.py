@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -18,6 +18,7 @@ from t2i.objectives import AnyObjective, DenoiserObjective, Denoising
 from t2i.stages.base import InspectContext, Stage, StageContext, StageNames
 from t2i.stages.guard import GuardSettings
 from t2i.stages.train_rules import check_settings, check_uncoupled
+from t2i.stages.trained_kind import misfit_of
 from t2i.training.settings import (
     HeldOutSettings,
     LoopSettings,
@@ -153,6 +154,12 @@ class Train(Stage):
         from t2i.training.outline import outline_training
 
         outline_training(self.task_settings(self.model, [[]] * self.sets(), self.seed or 0, Path()), self.objective)
+
+    def misfit(self, earlier: Mapping[str, Stage]) -> tuple[str, str]:
+        for name, whole in (("model_from", True), ("adapter_from", False)):
+            if message := misfit_of(self.references.get(name, ()), earlier, whole=whole):
+                return name, message
+        return "", ""
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
         from t2i.stages.train_inspect import inspect_training

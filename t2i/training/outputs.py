@@ -28,6 +28,8 @@ def trained_model(folder: Path) -> Path | None:
 def trained_adapter(folder: Path) -> Path:
     """The LoRA file of a train stage. Raises RunError if it has none."""
     path = folder / ADAPTER_FOLDER / LORA_FILE
+    if not path.is_file() and trained_model(folder) is not None:
+        raise RunError(f"{folder}: holds a whole model, where an adapter is expected; train one with `trained: lora`.")
     if not path.is_file():
         raise RunError(
             f"{folder}: holds neither {ADAPTER_FOLDER}/{LORA_FILE} nor {MODEL_FOLDER}/; run the recipe again."

@@ -13,7 +13,7 @@ import tiny
 from pydantic import ValidationError
 
 from t2i.data.sources import load_records, save_records
-from t2i.errors import DataError
+from t2i.errors import ConfigError, DataError
 from t2i.records import Caption, CaptionedImage
 from t2i.stages.filter import Filter
 
@@ -202,6 +202,13 @@ def test_text_checks_come_before_scores_and_look_at_every_required_kind(tmp_path
     assert kept == ["0", "3", "4"]
     assert facts["reasons"] == {"refusal": 1, "file_name": 1}
     assert set(dropped) == {"1", "2"}
+
+
+def test_a_scorer_of_prompts_needs_to_know_which_captions_before_the_first_stage() -> None:
+    rule = {"scorer": {"name": "clip_score"}, "at_least": 25}
+    with pytest.raises(ConfigError, match="clip_score scores images against prompts; say in `kind` which"):
+        tiny.from_recipe(Filter, {"data_from": "caption", "scores": [rule]}).check()
+    tiny.from_recipe(Filter, {"data_from": "caption", "require": ["alt"], "scores": [{**rule, "kind": "alt"}]}).check()
 
 
 def test_image_scores_need_no_caption(tmp_path: Path) -> None:

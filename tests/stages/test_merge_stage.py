@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from t2i import cli
+from t2i.errors import ConfigError
 from t2i.export.factors import largest_error
 from t2i.export.layouts import ModelLayers
 from t2i.export.reading import read_adapter
@@ -51,6 +52,15 @@ def test_weights_by_module_are_searched_for_in_names(tmp_path: Path) -> None:
     expected = {name: factors for name, factors in read(one / path).items() if name.startswith("unet")}
     expected |= {name: factors for name, factors in read(two / path).items() if name.startswith("text_encoder")}
     assert largest_error(expected, read(tmp_path / "merged" / path)) <= 1e-6
+
+
+def test_weights_for_more_adapters_than_there_are_is_refused(tmp_path: Path) -> None:
+    """As when a wildcard names three rounds and two were run."""
+    one = stage_with_adapter(tmp_path / "one")
+    fields: dict[str, Any] = {"model": str(tiny.sd1()), "weights_from": ["train/*"], "weights": [0.2, 0.3]}
+    context = tiny.context(tmp_path / "merged", {"weights_from": one})
+    with pytest.raises(ConfigError, match="weights: 2 of them for 1 adapters"):
+        tiny.from_recipe(Merge, fields).run(context)
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,21 @@ def test_the_code_of_a_scorer_is_watched(tmp_path: Path, monkeypatch: pytest.Mon
         assert code_file(other) is None
 
 
+@pytest.mark.parametrize(
+    ("scorer", "message"),
+    [
+        ({"name": "clip_score", "options": {"scael": "hessel"}}, "no option 'scael'; did you mean 'scale'"),
+        ({"name": "test_score_stage:Mising"}, "Mising"),
+    ],
+)
+def test_a_scorer_that_cannot_be_made_is_found_before_the_first_stage_whatever_its_label(
+    scorer: dict[str, object], message: str
+) -> None:
+    stage = tiny.from_recipe(Score, {"generations_from": "g", "scorers": [{**scorer, "label": "mine"}]})
+    with pytest.raises(T2IError, match=message):
+        stage.check()
+
+
 def test_a_cache_that_a_scorer_fills_decides_nothing(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text("one\n")
     cache = tmp_path / "answers.jsonl"
