@@ -8,6 +8,9 @@ from pydantic import JsonValue
 
 from t2i.document import show
 
+NAMED_IMAGES = "named_images"
+"""Key of an identity, beside the `sha256` of a file: one hash of the images that the file names."""
+
 
 def describe_change(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) -> str:
     """One line: "steps: 100 -> 200; input caption changed". Never empty."""
@@ -28,6 +31,10 @@ def _changed_fields(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) 
     parts = []
     for name in dict.fromkeys([*before, *after]):
         if before.get(name, _ABSENT) == after.get(name, _ABSENT):
+            continue
+        if name.endswith(f".{NAMED_IMAGES}"):
+            field = name.removesuffix(f".{NAMED_IMAGES}")
+            parts.append(f"{field}: images that {paths_after.get(field, field)} names changed")
             continue
         field = name.removesuffix(".sha256")
         if field != name and (field in before or field in after):

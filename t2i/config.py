@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -35,12 +36,14 @@ class PathMark:
 
     written: keys of a mapping whose files are filled while the stage runs, and decide nothing.
     may_be_code, must_be_code: whether it may, or can only, be the `module:Class` of somebody's own code.
+    named_images: of a file that names images, these; their content decides too, as that of a folder's images does.
     """
 
     may_be_hub_id: bool
     written: tuple[str, ...] = ()
     may_be_code: bool = False
     must_be_code: bool = False
+    named_images: Callable[[Path], Iterable[Path]] | None = None
 
 
 LocalPath = Annotated[str, PathMark(may_be_hub_id=False)]

@@ -20,7 +20,7 @@ from pydantic import JsonValue
 from rich.console import Console
 
 from t2i import processes
-from t2i.changes import describe_change
+from t2i.changes import NAMED_IMAGES, describe_change
 from t2i.config import PathMark, output_fields
 from t2i.disk import disk_error
 from t2i.document import Key
@@ -77,6 +77,8 @@ def identity(
         digest = hashes.hash_path(path)
         is_code = path == code_file(text)
         files[".".join(map(str, key))] = {"path": _from_here(path) if is_code else text, "sha256": digest}
+        if mark.named_images is not None:
+            return {"sha256": digest, NAMED_IMAGES: hashes.hash_each(mark.named_images(path))}
         return {"class": text, "sha256": digest} if is_code else {"sha256": digest}
 
     labels = {"name", "seed", "type", *stage.references}

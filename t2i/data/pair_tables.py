@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t2i.config import FrozenModel, LocalPath
+from t2i.data.named_images import PairsPath
 from t2i.data.pairs import iterate_pairs
 from t2i.errors import DataError
 from t2i.records import PreferencePair
@@ -22,7 +23,7 @@ Layout = Literal["plain", "pick_a_pic", "hpd"]
 class PairTable(FrozenModel):
     """A .jsonl, .csv, .json or .parquet file with a row for each pair (or, of HPD, for each ranked set of images)."""
 
-    path: LocalPath
+    path: PairsPath
     """The file; paths of images in it are relative to its folder."""
     layout: Layout = "plain"
     """`plain`: columns prompt, chosen, rejected, and optionally prompt_id, preference, aspect. `pick_a_pic`: caption,
@@ -34,7 +35,7 @@ class PairTable(FrozenModel):
         path = resolve_path(self.path)
         parse = {"plain": _plain, "pick_a_pic": _pick_a_pic, "hpd": _hpd}[self.layout]
         count = 0
-        for number, row in enumerate(_rows(path), 1):
+        for number, row in enumerate(table_rows(path), 1):
             where = f"{path}, row {number}"
             for pair in parse(row, where):
                 count += 1
@@ -48,7 +49,7 @@ class VoteFile(FrozenModel):
 
     path: LocalPath
     """JSONL file of votes; the last vote of a rater on a pair counts."""
-    pairs: LocalPath
+    pairs: PairsPath
     """The pairs voted on, a `pairs.jsonl`: `left` is a pair's chosen image, `right` its rejected one, whatever side
     they were shown on. A vote names a pair by its row, counted from 0."""
 
@@ -74,7 +75,7 @@ class VoteFile(FrozenModel):
 def _ballots(path: Path, count: int) -> dict[int, dict[str, str]]:
     """Pair -> rater -> choice. Raises DataError for a line that is no vote on one of `count` pairs."""
     ballots: dict[int, dict[str, str]] = {}
-    for number, row in enumerate(_rows(path), 1):
+    for number, row in enumerate(table_rows(path), 1):
         pair, rater, choice = row.get("pair"), row.get("rater"), row.get("choice")
         if choice == "skip":
             continue
@@ -88,7 +89,7 @@ def _ballots(path: Path, count: int) -> dict[int, dict[str, str]]:
     return ballots
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def table_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a table. Raises DataError for a file of another kind, or one that cannot be read."""
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
     if path.suffix not in readers:

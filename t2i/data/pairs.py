@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from t2i.config import FrozenModel, LocalPath
+from t2i.config import FrozenModel
+from t2i.data.named_images import PairsPath
 from t2i.errors import DataError
 from t2i.records import PreferencePair, read_jsonl, write_jsonl
 from t2i.resources import resolve_path
@@ -26,7 +27,7 @@ class PairsFile(FrozenModel):
     """A JSONL file of `{"prompt": ..., "chosen": ..., "rejected": ...}`, such as a pair stage has written."""
 
     type: Literal["pairs"] = "pairs"
-    path: LocalPath
+    path: PairsPath
     """The file; image paths in it are relative to its folder."""
 
     def read(self, folder: Path, seed: int) -> Iterator[PreferencePair]:

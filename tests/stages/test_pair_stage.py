@@ -16,7 +16,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from t2i.data.pairs import PAIRS_FILE, iterate_pairs
+from t2i.engine import plan
+from t2i.engine import run as run_recipe
 from t2i.errors import ConfigError, DataError
+from t2i.recipe import Recipe
 from t2i.records import PreferencePair, ScoredImage, write_jsonl
 from t2i.stages.pair import HEALTH_FILE, Pair
 
@@ -301,6 +304,26 @@ def test_wrong_rows_are_refused_by_name(tmp_path: Path, row: dict[str, Any], mes
     images(tmp_path)
     with pytest.raises(DataError, match=message):
         from_table(tmp_path, [row], "jsonl")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_plan_sees_another_image_under_a_name_in_a_table(tmp_path: Path, kind: str) -> None:
+    names = images(tmp_path)
+    rows = [{"prompt": "p", "image_path": json.dumps(names[:2]), "human_preference": "[0, 1]"}]
+    from_table(tmp_path, rows, kind, "hpd")
+    table = {"path": str(tmp_path / f"table.{kind}"), "layout": "hpd"}
+    stages = [{"type": "pair", "table": table}]
+    (tmp_path / "pairs.yaml").write_text(json.dumps({"name": "pairs", "stages": stages}))
+    recipe = Recipe.load(tmp_path / "pairs.yaml")
+    before = run_recipe(recipe, tmp_path / "runs")[0]
+    assert plan(recipe, tmp_path / "runs")[0].status == "skip"
+    paint(tmp_path / names[3], 33)
+    assert plan(recipe, tmp_path / "runs")[0].status == "skip", "an image that the table does not name"
+    for change in (lambda: paint(tmp_path / names[1], 17), (tmp_path / names[1]).unlink):
+        change()
+        after = plan(recipe, tmp_path / "runs")[0]
+        assert (after.status, after.reason) == ("run", f"table.path: images that {table['path']} names changed")
+        assert after.folder != before.folder
 
 
 def test_table_of_an_unknown_kind_or_none_is_refused(tmp_path: Path) -> None:
