@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types unit test-kill test-gpu claims guard pretrain clean
+.PHONY: demo test lint types unit test-kill test-device test-gpu claims guard pretrain clean
 
 demo: $(READY)          ## run recipes/quickstart.yaml
 	$(BIN)/t2i run recipes/quickstart.yaml
@@ -23,6 +23,9 @@ unit: $(READY)
 
 test-kill: $(READY)     ## 100 SIGKILL moments
 	$(BIN)/python -m pytest -m kill tests/test_kill.py
+
+test-device: $(READY)   ## all that computes, on a simulated device
+	$(BIN)/python -m pytest -m device tests/test_simulated_device.py
 
 test-gpu: $(READY)      ## every family at full size on a CUDA device, in less than 10 minutes
 	$(BIN)/python -m pytest -m gpu -rs tests/gpu -s

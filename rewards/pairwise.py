@@ -6,9 +6,10 @@ chosen one is preferred, 0.5 for a tie. No number changes when the two images of
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,6 +17,8 @@ from numpy.typing import ArrayLike
 from rewards.errors import InputError
 from rewards.resampling import Floats, Interval
 from rewards.statistics import bootstrap_interval, wilson_interval
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ def pairwise_accuracy(
 ) -> Interval:
     """Share of the pairs that are no tie in which the preferred image scores higher; equal scores count half.
 
-    margins, preferences: [n]; clusters: prompt of each pair. The interval is Wilson's where every prompt has one pair,
-    else bootstrapped over prompts. Raises InputError for other shapes, or fewer than 2 prompts with a preference.
+    margins, preferences: [n]; clusters: prompt of each pair. The interval is that of `share_by_prompt`. Raises
+    InputError for other shapes, or fewer than 2 prompts with a preference.
     """
     margin, preference = _pairs(margins, preferences)
     if len(clusters) != len(margin):
@@ -59,8 +62,19 @@ def pairwise_accuracy(
             hits.setdefault(cluster, []).append(float(np.sign(one) * np.sign(probability - 0.5) + 1) / 2)
     if len(hits) < 2:
         raise InputError(f"pairwise accuracy needs 2 prompts with a preference at least; found {len(hits)}.")
-    if all(len(values) == 1 for values in hits.values()):
-        return wilson_interval(sum(value for [value] in hits.values()), len(hits), level)
+    return share_by_prompt(hits, level)
+
+
+def share_by_prompt(hits: Mapping[Key, Sequence[float]], level: float = 0.95) -> Interval:
+    """Mean over prompts of each prompt's share of hits, with its interval.
+
+    hits: prompt -> 1 for each hit, 0 for each miss, 0.5 for what is neither. Where every prompt has one pair, the
+    interval is Wilson's; so it is where all have the same share, which have no spread to resample, with prompts as
+    trials. Else it is bootstrapped over prompts. Raises InputError where there are no prompts.
+    """
+    shares = [sum(values) / len(values) for values in hits.values()]
+    if len(set(shares)) < 2 or all(len(values) == 1 for values in hits.values()):
+        return wilson_interval(sum(shares), len(shares), level)
     found = bootstrap_interval(hits, level)
     return Interval(found.value, max(0.0, found.low), min(1.0, found.high), level, found.clusters)
 

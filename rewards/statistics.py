@@ -113,7 +113,9 @@ def wilson_interval(successes: float, trials: int, level: float = 0.95) -> Inter
     rate = successes / trials
     centre = (rate + z2 / (2 * trials)) / (1.0 + z2 / trials)
     reach = (z2 * (rate * (1.0 - rate) / trials + z2 / (4 * trials**2))) ** 0.5 / (1.0 + z2 / trials)
-    return Interval(rate, max(0.0, centre - reach), min(1.0, centre + reach), level, trials)
+    # Where all trials or none succeed, one end is the rate itself, which rounding would miss.
+    low, high = min(rate, centre - reach), max(rate, centre + reach)
+    return Interval(rate, max(0.0, low), min(1.0, high), level, trials)
 
 
 def prompt_of(key: Hashable) -> Hashable:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from pydantic import ValidationError
 
+from t2i.credentials import credential_in
 from t2i.errors import ConfigError, DataError
 from t2i.files import check_file, check_folder, check_new
 from t2i.resources import PACKAGE_PREFIX, resolve_path
@@ -72,6 +73,11 @@ def _upsampler(text: str | None) -> Any:
     """The `expand` field that `--expand` stands for."""
     if text is None:
         return None
+    if found := credential_in(text):
+        raise ConfigError(
+            f"--expand: holds {found}, which would be copied into config.json; expected URL=MODEL. Take it out and put "
+            "the key into the environment variable OPENAI_API_KEY."
+        )
     if text == "shapes":
         return {"type": "shapes"}
     if not text.startswith(("http://", "https://")):

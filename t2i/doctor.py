@@ -21,7 +21,7 @@ from t2i.families.loading import load_family
 from t2i.objectives import DiffusionDPO
 from t2i.objectives.denoising import denoising_loss, noisy_latents
 from t2i.objectives.pairs import PairBatch
-from t2i.randomness import derive_key
+from t2i.randomness import derive_key, deterministic_kernels
 from t2i.resources import resolve_path
 from t2i.training.diffusion import DiffusionModule, diffusion_trainable
 from t2i.training.loop import Trainable, fit
@@ -54,18 +54,21 @@ class Check:
 def examine(model: str, revision: str | None = None) -> Iterator[Check]:
     """All checks on one model, each when it is done, on the GPU if there is one.
 
-    Raises ModelError for a model that cannot be loaded, RunError for one whose loss is not finite.
+    Raises ModelError for a model that cannot be loaded, RunError for one whose loss is not finite and for an operation
+    without a deterministic kernel.
     """
     local = resolve_path(model)
     family = load_family(str(local) if local.exists() else model, revision=revision)
-    family.pipeline.to(devices.compute_device())
-    patient = Patient(family)
-    yield patient.starts_at_log_two()
-    yield patient.first_gradient()
-    yield patient.reference_is_the_model()
-    yield patient.swapped_labels()
-    yield patient.precision_of_the_logit()
-    yield patient.resumes_to_the_same_bits()
+    # As a train stage: other kernels need not give the same bits twice, and cuBLAS asks when the device is first used.
+    with deterministic_kernels(strict=True):
+        family.pipeline.to(devices.compute_device())
+        patient = Patient(family)
+        yield patient.starts_at_log_two()
+        yield patient.first_gradient()
+        yield patient.reference_is_the_model()
+        yield patient.swapped_labels()
+        yield patient.precision_of_the_logit()
+        yield patient.resumes_to_the_same_bits()
 
 
 class Patient:

@@ -25,7 +25,8 @@ from t2i.config import PathMark, output_fields
 from t2i.disk import disk_error
 from t2i.document import Key
 from t2i.errors import RunError
-from t2i.moved import PLACES, follow, moves, places
+from t2i.moved import PLACES, follow, moves, places, was_cut_short
+from t2i.outdated import clear_outdated, done_again, mark_readers, why_outdated
 from t2i.provenance import environment, git_commit
 from t2i.recipe import Recipe
 from t2i.resources import ContentHashes, code_file, local_path
@@ -58,6 +59,8 @@ class PlannedStage:
     """Of a round that is not run because `rounds.stop_by` has decided without it; it has no folder."""
     is_moved: bool = False
     """Whether it is finished and names images where they no longer stand; see `t2i.moved`."""
+    is_redone: bool = False
+    """Whether it finished once and makes other files now, so that what reads it runs again; see `t2i.outdated`."""
 
 
 def identity(
@@ -149,7 +152,13 @@ class _Planner:
             PLACES: places(own, files, (done[ref].config for refs in stage.references.values() for ref in refs)),
         }
         status, reason = _status(stage, self.directory, folder, config)
-        moved = moves(folder, config) if status == "skip" and not needless else {}
+        redone = next((ref for refs in stage.references.values() for ref in refs if done[ref].is_redone), "")
+        if redone and folder.is_dir():
+            status, reason = "run", done_again(redone)
+        is_redone = not needless and (bool(redone) or _is_unmet(stage, folder))
+        is_kept = status == "skip" and not needless
+        moved = moves(folder, config) if is_kept else {}
+        is_moved = bool(moved) or (is_kept and was_cut_short(folder))
         reason = "; ".join([reason, *(f"{old} is at {new} now" for old, new in moved.items())])
         if twin:
             status, reason = "skip", f"the same work as {twin.name}"
@@ -160,7 +169,7 @@ class _Planner:
             for field, refs in stage.references.items()
         }
         found = stage.label, stage, seed, folder, status, reason, own, inputs, config
-        return PlannedStage(*found, is_passed_over=bool(needless), is_moved=bool(moved))
+        return PlannedStage(*found, is_passed_over=bool(needless), is_moved=is_moved, is_redone=is_redone)
 
 
 def _needless(recipe: Recipe, name: str, before: Iterable[PlannedStage], waiting: Collection[str] = ()) -> str:
@@ -175,6 +184,9 @@ def _needless(recipe: Recipe, name: str, before: Iterable[PlannedStage], waiting
 
 
 def _status(stage: Stage, directory: RunDirectory, folder: Path, config: JsonObject) -> tuple[Status, str]:
+    outdated = why_outdated(folder)
+    if outdated:
+        return "run", outdated
     done = read_done(folder)
     if done is not None:
         wrong = damage(folder, done) or stage.unmet(done.facts)
@@ -188,6 +200,12 @@ def _status(stage: Stage, directory: RunDirectory, folder: Path, config: JsonObj
     if not same_name:
         return "run", "first run"
     return "run", describe_change(max(same_name, key=lambda found: str(found["begun"])), config)
+
+
+def _is_unmet(stage: Stage, folder: Path) -> bool:
+    """Whether the stage is finished with less than it asks for now."""
+    done = read_done(folder)
+    return done is not None and bool(stage.unmet(done.facts))
 
 
 def _kind(config: JsonObject) -> tuple[JsonValue, JsonValue]:
@@ -261,7 +279,7 @@ def _run_stage(
     """Run one stage into its folder and mark it done; returns seconds and the stage's facts. origin: of the code."""
     started, clock = now_utc(), time.perf_counter()
     try:
-        processes.first(lambda: directory.begin(item.folder, item.config))
+        processes.first(lambda: _begin(item, directory))
         processes.check_shared(item.folder)
         context = StageContext(item.folder, item.inputs, item.seed, recipe.name)
         in_all = item.stage.in_all_processes
@@ -288,6 +306,14 @@ def _run_stage(
             raise
         raise on_disk from error
     return seconds, facts
+
+
+def _begin(item: PlannedStage, directory: RunDirectory) -> None:
+    """Ready the stage's folder. What was made from files that are replaced here stops being finished first."""
+    if item.is_redone:
+        mark_readers(directory, item.fingerprint, item.name)
+    clear_outdated(item.folder)
+    directory.begin(item.folder, item.config)
 
 
 def _check_unchanged(item: PlannedStage, hashes: ContentHashes) -> None:

@@ -57,7 +57,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     write_parts(path, [data])
 
 
-def write_parts(path: Path, parts: Iterable[bytes]) -> None:
+def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """As `write_text`, for bytes that are made one after the other and need not fit into memory."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.writelines(parts)
@@ -87,4 +87,5 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8:end]), sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    write_bytes(path, len(header).to_bytes(8, "little") + header + data[end:])
+    # A view: another copy of a whole model may not fit into memory.
+    write_parts(path, [len(header).to_bytes(8, "little"), header, memoryview(data)[end:]])

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 
 from t2i.files import write_parts
 from t2i.resources import resolve_path
-from t2i.rundir import CONFIG, DONE, read_json, write_json
+from t2i.rundir import CONFIG, DONE, read_done, read_json, write_json
 
 PLACES = "places"
 """Key of `config.json`: where the files that a stage names stood, and those of the stages it reads."""
@@ -43,6 +43,12 @@ def moves(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     return {old: now[key] for key, old in recorded.items() if now.get(key, old) != old}
 
 
+def was_cut_short(folder: Path) -> bool:
+    """Whether `follow` was killed in this finished folder: only then does its marker not list `config.json`."""
+    done = read_done(folder)
+    return done is not None and CONFIG not in done.files
+
+
 def follow(folder: Path, config: Mapping[str, Any]) -> None:
     """Write the new places into the files of a finished stage. An image that is not at its new place stays as it is."""
     moved = {Path(old): Path(new) for old, new in moves(folder, config).items()}
@@ -57,7 +63,8 @@ def follow(folder: Path, config: Mapping[str, Any]) -> None:
         write_parts(folder / name, _lines(folder / name, roots))
     write_json(folder / CONFIG, {**(read_json(folder / CONFIG) or {}), PLACES: config[PLACES]})
     sizes = {name: (folder / name).stat().st_size for name in (*names, CONFIG)}
-    write_json(folder / DONE, {**done, "files": {name: sizes.get(name, size) for name, size in done["files"].items()}})
+    # Sizes are added, not replaced: one that was killed before has taken these names out of the list.
+    write_json(folder / DONE, {**done, "files": dict(sorted((done["files"] | sizes).items()))})
 
 
 def _lines(path: Path, roots: Mapping[Path, Path]) -> Iterator[bytes]:

@@ -219,8 +219,11 @@ class PreferencePair:
 
     @property
     def group(self) -> str:
-        """What counts as one observation: the prompt, or of pairs without one, the chosen image."""
-        return self.prompt_id or self.prompt or self.chosen_id
+        """What counts as one observation: the prompt's words, or of pairs without a prompt, its id or the chosen image.
+
+        Not the id first: two rows of one prompt may have ids of their own, and two lists both begin with 0000.
+        """
+        return " ".join(self.prompt.split()).casefold() or self.prompt_id or self.chosen_id
 
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
@@ -295,7 +298,10 @@ def read_jsonl(path: Path, row_type: type[Row]) -> Iterator[Row]:
 
 
 def parse_row(line: bytes, row_type: type[Row], where: str) -> Row:
-    """One row of a file. Raises DataError that begins with `where` for bad JSON, unknown or missing keys."""
+    """One row of a file.
+
+    Raises DataError that begins with `where` for bad JSON, unknown or missing keys, or a record's text that is none.
+    """
     try:
         values = json.loads(line.decode())
     except UnicodeDecodeError as error:
@@ -308,7 +314,19 @@ def parse_row(line: bytes, row_type: type[Row], where: str) -> Row:
         if row_type is CaptionedImage:
             values["captions"] = tuple(caption_from(caption) for caption in values.get("captions", ()))
             values = _rebuilt(values, {"origin": ImageOrigin}, ("checks",))
-        return row_type(**values)
+        row = row_type(**values)
     except (TypeError, AttributeError) as error:
         names = ", ".join(f.name for f in dataclasses.fields(row_type))
         raise DataError(f"{where}: not a {row_type.__name__} ({error}); its keys are {names}.") from error
+    if isinstance(row, CaptionedImage):
+        _check_texts(row, where)
+    return row
+
+
+def _check_texts(row: CaptionedImage, where: str) -> None:
+    texts: dict[str, object] = {"id": row.id, "image": row.image}
+    for number, caption in enumerate(row.captions, 1):
+        texts |= {f"kind of caption {number}": caption.kind, f"text of caption {number}": caption.text}
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise DataError(f"{where}: {name} is {value!r}, expected text.")

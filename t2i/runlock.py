@@ -147,12 +147,19 @@ def _read(path: Path) -> dict[str, Any]:
     if lock is None:
         raise DataError(f"{path}: no such lock, or not JSON; expected the {LOCK} of a finished run.")
     expected = {"lock", "recipe", "seed", "stages"}
-    if lock.get("lock") != _VERSION or not expected <= lock.keys() or not isinstance(lock["stages"], dict):
-        raise DataError(f"{path}: not a lock of version {_VERSION}; it lacks {sorted(expected - lock.keys())}.")
+    if lacking := sorted(expected - lock.keys()):
+        raise DataError(f"{path}: not a lock; it lacks {', '.join(lacking)}. Expected the {LOCK} of a finished run.")
+    if lock["lock"] != _VERSION:
+        raise DataError(
+            f"{path}: a lock of version {lock['lock']}; this version reads {_VERSION}. Run the recipe again to write a "
+            "new one."
+        )
+    if not isinstance(lock["stages"], dict):
+        raise DataError(f"{path}: `stages` is a {type(lock['stages']).__name__}, expected one entry for each stage.")
     for label, entry in lock["stages"].items():
-        lacking = {"settings", "outputs", "folder", "made_with"} - (entry.keys() if isinstance(entry, dict) else set())
-        if lacking:
-            raise DataError(f"{path}: stage {label} lacks {', '.join(sorted(lacking))}.")
+        keys = entry.keys() if isinstance(entry, dict) else set[str]()
+        if lacking := sorted({"settings", "outputs", "folder", "made_with"} - keys):
+            raise DataError(f"{path}: stage {label} lacks {', '.join(lacking)}.")
     return lock
 
 

@@ -92,6 +92,10 @@ class Sampler:
         from t2i.families import load_family
         from t2i.families.base import loaded_encoders
 
+        if adapter is None and settings.lora_scale != 1:
+            raise ConfigError(
+                f"sampling.lora_scale: {settings.lora_scale:g} scales an adapter, and there is none here; leave it out."
+            )
         dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
         family = load_family(model, revision=revision, dtype=dtype)
         settings = settings.resolved(family.facts)
@@ -101,6 +105,8 @@ class Sampler:
             pipeline.scheduler = _scheduler(settings.scheduler, pipeline.scheduler.config)
         if settings.zero_terminal_snr:
             pipeline.scheduler = _with_zero_terminal_snr(pipeline.scheduler, family)
+        elif pipeline.scheduler.config.get("rescale_betas_zero_snr"):
+            _check_begins_in_noise(type(pipeline.scheduler))
         if adapter is not None:
             lora.load_into(pipeline, adapter)
             if settings.lora_scale != 1.0:
@@ -195,15 +201,22 @@ def _check_one_step(settings: SamplingSettings, pipeline: object) -> None:
 
 def _with_zero_terminal_snr(scheduler: Any, family: ModelFamily) -> object:
     """Raises ConfigError for a model whose noise has no such end, and for a sampler that cannot begin there."""
-    import inspect
-
     from t2i.noise import with_zero_terminal_snr
 
     with_zero_terminal_snr(family.noise)
-    kind = type(scheduler)
+    _check_begins_in_noise(type(scheduler))
+    return type(scheduler).from_config(scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+
+
+def _check_begins_in_noise(kind: type[Any]) -> None:
+    """Raise ConfigError for a sampler that cannot; diffusers passes over the words of a config that ask it to."""
+    import inspect
+
     if not {"rescale_betas_zero_snr", "timestep_spacing"} <= inspect.signature(kind.__init__).parameters.keys():
-        raise ConfigError(f"sampling.zero_terminal_snr: {kind.__name__} cannot begin there; set scheduler: ddim.")
-    return kind.from_config(scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+        raise ConfigError(
+            f"sampling.scheduler: {kind.__name__} cannot begin in nothing but noise, where training ended "
+            "(zero_terminal_snr); set ddim."
+        )
 
 
 def _scheduler(name: str, config: Any) -> object:

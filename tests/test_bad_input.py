@@ -149,7 +149,7 @@ class Trouble:
     """Something wrong with the files or the model, found when a stage runs."""
 
     arrange: Callable[[Path], object]
-    """Makes it so; returns an override or None."""
+    """Makes it so; returns an override, several, or None."""
     fragments: tuple[str, ...]
     finished: tuple[str, ...] = ()
     """Stages that are done and stay so."""
@@ -290,7 +290,7 @@ TROUBLES: dict[str, Trouble] = {
         ("trained.modules: 'to_w' matches no layer of unet; nearest: ", "to_"),
     ),
     "noise setting of another model": Trouble(
-        lambda folder: "train.objective={zero_terminal_snr: true}",
+        lambda folder: ("train.objective={zero_terminal_snr: true}", "generate.sampling.zero_terminal_snr=true"),
         ("zero_terminal_snr: the model predicts epsilon", "needs a v_prediction checkpoint"),
     ),
     "pickled checkpoint": Trouble(
@@ -330,7 +330,7 @@ TROUBLES: dict[str, Trouble] = {
 def test_trouble_with_files_is_one_message_and_keeps_what_is_finished(folder: Path, case: str) -> None:
     trouble = TROUBLES[case]
     override = trouble.arrange(folder)
-    arguments = [override] if isinstance(override, str) else []
+    arguments = [override] if isinstance(override, str) else override if isinstance(override, tuple) else []
     result = t2i("run", "bad.yaml", *arguments)
     assert result.exit_code == 2, result.output
     for fragment in trouble.fragments:

@@ -91,14 +91,24 @@ def test_a_key_in_the_place_of_its_variable_is_refused_without_being_told(tmp_pa
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_password_on_the_command_line_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("address", "found"),
+    [
+        ("http://me:hunter2@localhost:1/v1=m", "an address with a user name or password"),
+        ("https://me:hunter2@localhost:1/v1", "an address with a user name or password"),
+        ("https://localhost:1/v1?api_key=hunter2", "an address with a key"),
+    ],
+)
+def test_a_password_on_the_command_line_is_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, found: str
+) -> None:
     monkeypatch.setenv("T2I_RUNS", str(tmp_path / "runs"))
     prompts = tmp_path / "p.txt"
     prompts.write_text("a cat\n")
     words = ["generate", str(prompts), "--model", "pkg:t2i.shapes/assets/pipeline"]
-    result = CliRunner().invoke(cli.app, [*words, "--expand", "http://me:hunter2@localhost:1/v1=m"])
+    result = CliRunner().invoke(cli.app, [*words, "--expand", address])
     assert result.exit_code == 2
-    assert "holds an address with a user name or password" in result.output
+    assert f"--expand: holds {found}" in result.output
     assert "hunter2" not in result.output
     assert not any(b"hunter2" in file.read_bytes() for file in (tmp_path / "runs").rglob("*") if file.is_file())
 

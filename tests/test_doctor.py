@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from t2i.cli import app
 from t2i.doctor import Check, Patient, examine
 from t2i.families import load_family
+from t2i.training.loop import fit
 
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)
@@ -21,6 +23,27 @@ def test_sound_model_passes_every_check(kind: str) -> None:
     checks = list(examine(str(CHECKPOINTS[kind]())))
     assert len(checks) == 6
     assert [check for check in checks if not check.passed] == []
+
+
+def test_training_is_checked_with_the_kernels_of_a_train_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    strict: list[bool] = []
+    seen: list[list[bool]] = []
+
+    @contextlib.contextmanager
+    def recorded(**options: bool) -> Iterator[None]:
+        strict.append(options["strict"])
+        yield
+        strict.pop()
+
+    def fit_recorded(*arguments: Any, **options: Any) -> Any:
+        seen.append(list(strict))
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr("t2i.doctor.deterministic_kernels", recorded)
+    monkeypatch.setattr("t2i.doctor.fit", fit_recorded)
+    assert all(check.passed for check in examine(str(CHECKPOINTS["epsilon"]())))
+    assert seen == [[True]] * 3
+    assert strict == []
 
 
 def test_what_is_not_a_number_does_not_pass() -> None:

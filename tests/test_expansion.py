@@ -141,6 +141,58 @@ def test_stages_that_train_something_else_are_refused_when_the_recipe_is_read(
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("source", ["lora", "merge", "pick"])
+def test_an_adapter_goes_on_over_the_model_of_the_stage_that_it_was_trained_over(tmp_path: Path, source: str) -> None:
+    stages = [
+        WHOLE,
+        trained("lora", "model_from: whole"),
+        "{type: merge, weights_from: [lora]}",
+        GENERATE,
+        SCORED,
+        "{type: pick, weights_from: [merge], scores_from: [score], scorer: brightness}",
+    ]
+    with pytest.raises(ConfigError) as error:
+        recipe(tmp_path, *stages, trained("more", f"adapter_from: {source}"))
+    message = f"more.adapter_from: {source} was trained over the model of stage whole; set `model_from: whole`"
+    assert message in str(error.value)
+    found = recipe(tmp_path, *stages, trained("more", f"adapter_from: {source}, model_from: whole"))
+    assert getattr(found.stages[-1], "model", "") is None
+
+
+def test_what_is_extracted_from_a_whole_model_goes_on_over_the_model_of_the_recipe(tmp_path: Path) -> None:
+    second = trained("second", "model_from: whole, trained: {type: full, components: [unet]}")
+    extract = "{type: merge, kind: extract, rank: 2, weights_from: second}"
+    found = recipe(tmp_path, WHOLE, second, extract, trained("more", "adapter_from: merge"))
+    assert getattr(found.stages[-1], "model", "") == "org/base"
+
+
+SCALED = "sampling: {lora_scale: 0.5}"
+ENDS_IN_NOISE = "objective: {type: denoising, zero_terminal_snr: true}"
+
+
+@pytest.mark.parametrize("weights", ["", "weights_from: whole, "])
+def test_the_strength_of_an_adapter_is_refused_where_there_is_none(tmp_path: Path, weights: str) -> None:
+    with pytest.raises(ConfigError, match=r"generate\.sampling: lora_scale: 0\.5 scales an adapter, and there is none"):
+        recipe(tmp_path, WHOLE, f"{{type: generate, {weights}{PROMPTS}, {SCALED}}}")
+    (tmp_path / "a.safetensors").touch()
+    for adapter in ("weights_from: lora", f"adapter: {tmp_path / 'a.safetensors'}"):
+        recipe(tmp_path, LORA, f"{{type: generate, {adapter}, {PROMPTS}, {SCALED}}}")
+
+
+@pytest.mark.parametrize("source", ["lora", "merge"])
+def test_an_adapter_that_was_trained_to_the_end_in_noise_is_sampled_from_there(tmp_path: Path, source: str) -> None:
+    stages = trained("lora", ENDS_IN_NOISE), "{type: merge, weights_from: [lora]}"
+    generate = f"{{type: generate, weights_from: {source}, {PROMPTS}, sampling: {{zero_terminal_snr: ENDS}}}}"
+    with pytest.raises(
+        ConfigError, match=r"generate\.sampling: zero_terminal_snr: the objective of lora trains with it"
+    ):
+        recipe(tmp_path, *stages, generate.replace("ENDS", "false"))
+    recipe(tmp_path, *stages, generate.replace("ENDS", "true"))
+    # A whole model says so in its own scheduler's config.
+    whole = trained("whole", f"trained: {{type: full, components: [unet]}}, {ENDS_IN_NOISE}")
+    recipe(tmp_path, whole, f"{{type: generate, weights_from: whole, {PROMPTS}}}")
+
+
 @pytest.mark.parametrize("stage", [f"{{type: generate, {PROMPTS}}}", "{type: merge, adapters: [LORA]}"])
 def test_a_stage_without_any_model_is_refused_when_the_recipe_is_read(tmp_path: Path, stage: str) -> None:
     (tmp_path / "a.safetensors").touch()

@@ -20,7 +20,7 @@ LAYERS = (
     {"training", "sampling", "data", "captioners", "lora", "export", "report"},
     {"stages"},
     {"recipe", "rounds", "expansion", "changes", "provenance", "rundir", "disk", "engine", "inspection", "starter"}
-    | {"label", "commands", "doctor", "locked_inputs", "moved", "runlock"},
+    | {"label", "commands", "doctor", "locked_inputs", "moved", "outdated", "runlock"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -71,7 +71,8 @@ def test_a_folder_named_from_another_working_directory_has_moved(
     assert images(planned[:1]) == [[str(tmp_path / "new/pics/astronaut.png")]]
 
 
-def test_following_that_was_interrupted_is_done_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_config_new", [False, True])
+def test_following_that_was_interrupted_is_done_again(tmp_path: Path, is_config_new: bool) -> None:
     old = tiny.write_photographs(tmp_path / "pics", count=1)
     run(recipe(tmp_path, old), tmp_path / "runs")
     new = old.rename(tmp_path / "pics2")
@@ -79,13 +80,21 @@ def test_following_that_was_interrupted_is_done_again(tmp_path: Path) -> None:
     item = plan(moved, tmp_path / "runs")[0]
     config = (item.folder / "config.json").read_text()
     follow(item.folder, item.config)
-    # As a kill before the last two files leaves it.
-    (item.folder / "config.json").write_text(config)
+    # As a kill before the last file, or the last two, leaves it.
+    if not is_config_new:
+        (item.folder / "config.json").write_text(config)
     done = json.loads((item.folder / "done.json").read_text())
     done["files"] = {name: size for name, size in done["files"].items() if name not in ("records.jsonl", "config.json")}
     (item.folder / "done.json").write_text(json.dumps(done))
-    assert plan(moved, tmp_path / "runs")[0].reason.endswith(f"{old} is at {new} now")
+    again = plan(moved, tmp_path / "runs")[0]
+    assert (again.status, again.is_moved) == ("skip", True)
+    assert again.reason.endswith(f"{old} is at {new} now") != is_config_new
     assert images(run(moved, tmp_path / "runs")) == [[str(new / "astronaut.png")]] * 2
+    found = read_done(item.folder)
+    assert found is not None
+    assert {"records.jsonl", "config.json"} <= set(found.files)
+    assert damage(item.folder, found) == ""
+    assert not plan(moved, tmp_path / "runs")[0].is_moved
 
 
 def test_images_that_are_not_at_the_new_place_keep_their_names(tmp_path: Path) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer.main
 from PIL import Image
 
+from rewards.__main__ import app as rewards_app
 from rewards.catalogue import markdown_table
+from t2i.cli import app as t2i_app
 
 REPOSITORY = Path(__file__).parent.parent
 REWARDS_README = REPOSITORY / "rewards" / "README.md"
@@ -77,6 +82,32 @@ def test_the_examples_of_rewards_are_there_and_end_as_they_say() -> None:
 def test_only_marked_blocks_are_run() -> None:
     text = "```python\nfirst\n```\n```python runnable\nsecond\n\nthird\n```\n```yaml\nfourth\n```\n"
     assert runnable(text) == ["second\n\nthird\n"]
+
+
+def commands(text: str) -> list[str]:
+    """The command lines of `t2i` and `rewards` in code of a Markdown text; no bare names, and no summaries with |."""
+    blocks = re.findall(r"^    ((?:t2i|rewards) .*)$", text, flags=re.MULTILINE)
+    spans = re.findall(r"`((?:t2i|rewards)\s[^`]*)`", text)
+    return [line for line in (*blocks, *(" ".join(span.split()) for span in spans)) if len(line.split()) > 2]
+
+
+SHOWN = [line for readme in READMES for line in commands(readme.read_text(encoding="utf-8")) if " | " not in line]
+
+
+@pytest.mark.parametrize("line", SHOWN)
+def test_the_commands_that_are_shown_are_understood(line: str) -> None:
+    program, *words = shlex.split(line, comments=True)
+    command: Any = typer.main.get_command({"t2i": t2i_app, "rewards": rewards_app}[program])
+    while hasattr(command, "commands"):
+        program = words.pop(0)
+        command = command.commands[program]
+    command.make_context(program, words)
+
+
+def test_commands_are_found_in_blocks_and_in_lines() -> None:
+    text = "`t2i run` and `t2i export a.safetensors\n--to kohya`:\n\n    rewards list --markdown    # a table\n"
+    assert commands(text) == ["rewards list --markdown    # a table", "t2i export a.safetensors --to kohya"]
+    assert len(SHOWN) >= 10
 
 
 def test_the_table_of_scorers_is_that_of_their_cards() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import resource
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save
 
 from t2i.errors import DataError
 from t2i.files import write_bytes, write_tensors, write_text
@@ -105,6 +107,24 @@ def test_bad_caption_is_named_by_file_and_number(tmp_path: Path) -> None:
         list(read_jsonl(path, CaptionedImage))
 
 
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"id": 7}, "id is 7, expected text"),
+        ({"image": None}, "image is None, expected text"),
+        ({"captions": [{"kind": 3, "text": "a cat"}]}, "kind of caption 1 is 3, expected text"),
+        ({"captions": [{"kind": "alt", "text": ["a cat"]}]}, r"text of caption 1 is \['a cat'\], expected text"),
+    ],
+)
+def test_record_with_something_else_instead_of_text_is_refused(
+    tmp_path: Path, values: dict[str, object], complaint: str
+) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps({"id": "1", "image": "a.png", "width": 1, "height": 1, **values}) + "\n")
+    with pytest.raises(DataError, match=rf"records\.jsonl:1: {complaint}"):
+        list(read_jsonl(path, CaptionedImage))
+
+
 def test_text_that_is_not_utf8_is_named_by_file(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_bytes(b'{"id": "1", "text": "a"}\n{"id": "2", "text": "caf\xe9"}\n')
@@ -165,3 +185,24 @@ def test_tensors_without_metadata_come_back(tmp_path: Path) -> None:
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
         assert file.metadata() is None
         assert torch.equal(file.get_tensor("a"), torch.ones(2))
+
+
+def test_values_are_written_as_the_library_lays_them_out(tmp_path: Path) -> None:
+    tensors = {"b": torch.arange(5.0), "a": torch.ones(3, dtype=torch.bfloat16)}
+    write_tensors(tmp_path / "x.safetensors", tensors)
+    bodies = [
+        data[8 + int.from_bytes(data[:8], "little") :]
+        for data in ((tmp_path / "x.safetensors").read_bytes(), save(tensors))
+    ]
+    assert bodies[0] == bodies[1]
+
+
+def test_writing_tensors_takes_no_further_copies_of_the_file(tmp_path: Path) -> None:
+    tensor = torch.zeros(12_500_000)
+    tracemalloc.start()
+    try:
+        write_tensors(tmp_path / "x.safetensors", {"a": tensor})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.2 * tensor.nbytes

@@ -206,7 +206,8 @@ def test_another_result_is_told_with_the_first_file_that_differs(lock: Path) -> 
 @pytest.mark.parametrize(
     ("change", "keys", "complaint"),
     [
-        ({"lock": 1}, (), "not a lock of version 2"),
+        ({"lock": 1}, (), "a lock of version 1; this version reads 2. Run the recipe again to write a new one"),
+        ({"stages": []}, (), "`stages` is a list"),
         ({"recipe": "../../escape"}, (), "is no name of a recipe"),
         ({"settings": {"type": "nothing"}}, ("stages", "train"), "cannot be read by this version"),
         ({"settings": {"type": "read", "images": "images", "name": "../x"}}, ("stages", "read"), "unsafe name"),

@@ -123,6 +123,11 @@ def test_strength_of_the_adapter_arrives(adapter: Path, scale: float) -> None:
     assert same(images, plain()) == (scale == 0.0)
 
 
+def test_strength_of_an_adapter_is_refused_where_there_is_none() -> None:
+    with pytest.raises(ConfigError, match=r"sampling\.lora_scale: 0\.5 scales an adapter, and there is none here"):
+        painted(settings(lora_scale=0.5))
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_scheduler_is_that_of_diffusers_with_the_noise_of_the_checkpoint(name: str) -> None:
     assert same(painted(settings(scheduler=name)), plain(scheduler=SCHEDULERS[name]))
@@ -153,6 +158,19 @@ def test_an_end_in_nothing_but_noise_is_where_training_ends_and_sampling_begins(
         Sampler.load(str(tiny.sd1()), settings(zero_terminal_snr=True))
     with pytest.raises(ConfigError, match="ends in pure noise already"):
         Sampler.load(str(tiny_flow.sd3()), settings(zero_terminal_snr=True))
+
+
+def test_a_model_that_says_where_its_noise_ends_is_not_sampled_by_what_cannot_begin_there(tmp_path: Path) -> None:
+    """Such as Stable Diffusion 1.5, which comes with a PNDM scheduler, once it was trained whole."""
+    shutil.copytree(tiny.sd1("v_prediction"), tmp_path / "model")
+    for name, told in (("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}), ("model_index.json", {})):
+        config = json.loads((tmp_path / "model" / name).read_text())
+        given = {"_class_name": "PNDMScheduler"} if told else {"scheduler": ["diffusers", "PNDMScheduler"]}
+        (tmp_path / "model" / name).write_text(json.dumps(config | told | given))
+    with pytest.raises(ConfigError, match="PNDMScheduler cannot begin in nothing but noise, where training ended"):
+        Sampler.load(str(tmp_path / "model"), settings())
+    scheduler = Sampler.load(str(tmp_path / "model"), settings(scheduler="ddim")).pipeline.scheduler
+    assert float(scheduler.alphas_cumprod[-1]) < 1e-7
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

@@ -11,16 +11,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).with_name("on_simulated_device.py")
-LIMIT = 2e-4
-"""Of the difference, relative to the largest value: kernels are the same, some are put together in another order."""
+LIMIT = 1e-3
+"""Of the difference, relative to the largest value: kernels are the same, some are put together in another order, and
+Adam makes whole steps of small gradients. What is left on the wrong device, or not copied back, differs by far more."""
+IN_SUITE = (
+    *("sdxl", "pixart", "flux", "sdxl diffusion_dpo", "pixart diffusion_dpo", "autoencoder"),
+    *("pixart sampling", "flux sampling", "image models", "scorers", "answers"),
+    *("strictness", "waiting", "reward head", "reward encoder"),
+)
+"""Cases of the suite: every place where something can be left behind, most of them for one family."""
 MASK_IS_LOOKED_AT = "padding_mask"
 """transformers asks whether a mask of padding masks anything, which only an encoder that is run in every step does."""
 
 
-def test_everything_computes_on_the_device_what_it_computes_on_the_cpu_and_no_step_waits() -> None:
-    """One test, because the cases share a process."""
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("names", [IN_SUITE, pytest.param((), marks=pytest.mark.device, id="all")])
+def test_a_device_computes_what_the_cpu_computes_and_no_step_waits(names: tuple[str, ...]) -> None:
+    """One test, because the cases share a process. names: of the cases; all if none is named."""
+    done = subprocess.run([sys.executable, str(SCRIPT), *names], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = {line["case"]: line for line in map(json.loads, done.stdout.splitlines())}
     # As strict as a GPU, and a step that reads a value is noticed.
@@ -28,7 +38,7 @@ def test_everything_computes_on_the_device_what_it_computes_on_the_cpu_and_no_st
     assert refused["error"].startswith("RuntimeError: aten.add.Tensor: tensors on two devices")
     assert [wait[0] for wait in waiting["waits"]] == ["aten._local_scalar_dense.default"]
     assert not {name: line["error"] for name, line in lines.items() if "error" in line}
-    assert len(lines) > 20
+    assert len(lines) == len(names) - 2 if names else len(lines) > 20
     differences = {name: line["difference"] for name, line in lines.items()}
     assert all(value < LIMIT for value in differences.values()), differences
     waits = [(name, wait) for name, line in lines.items() for wait in line["waits"]]

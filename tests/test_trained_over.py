@@ -107,3 +107,25 @@ def test_a_stage_takes_the_model_of_the_weights_that_it_reads(tmp_path: Path) ->
         "generate": ("other/model", "abc"),
         "export": ("other/model", "abc"),
     }
+
+
+def test_what_is_extracted_stands_over_the_model_that_it_was_extracted_from(tmp_path: Path) -> None:
+    sft = RECIPE[: RECIPE.index("  - type: train\n    name: lora")]
+    more = sft[sft.index("  - type: train") :].replace("name: sft", "name: more\n    model_from: sft")
+    text = f"""{sft}{more}
+  - {{type: merge, kind: extract, weights_from: more, rank: 4}}
+  - type: generate
+    weights_from: merge
+    prompts: {{type: list, prompts: [a cat]}}
+    sampling: {{steps: 2, guidance_scale: 3}}
+"""
+    folders = {item.name: item.folder for item in run(recipe(tmp_path, text), tmp_path / "runs")}
+    assert trained_over([folders["merge"]]) is None
+    [row] = [json.loads(line) for line in (folders["generate"] / "generations.jsonl").read_text().splitlines()]
+    settings = tiny.from_recipe(SamplingSettings, {"steps": 2, "guidance_scale": 3})
+    adapter = folders["merge"] / "adapter/pytorch_lora_weights.safetensors"
+    [image] = Sampler.load(str(tiny.sd1()), settings, adapter=adapter).generate(["a cat"], [row["seed"]])
+    painted = Image.open(folders["generate"] / row["image"]).convert("RGB")
+    assert image.tobytes() == painted.tobytes()
+    own = recipe(tmp_path, text.replace("kind: extract", "kind: extract, model: other/model"))
+    assert getattr(own.stages[-1], "model", "") == "other/model"

@@ -25,7 +25,7 @@ Messages: TypeAlias = list[dict[str, object]]
 _Found = TypeVar("_Found")
 
 _RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
-_NOT_ABOUT_THE_REQUEST = frozenset({401, 403, 404})
+_NOT_ABOUT_THE_REQUEST = frozenset({401, 402, 403, 404})
 _LONGEST_WAIT_S = 60.0
 
 
@@ -82,7 +82,8 @@ class ChatEndpoint:
     def try_complete(self, conversations: Sequence[Messages]) -> list[dict[str, object] | ModelError]:
         """As `complete`, but a request that fails for good gives its error in place of a choice.
 
-        Raises NoAnswerError where nobody listens, or not to this key or model; InputError as `complete`.
+        Raises NoAnswerError where nobody listens, or not to this key or model, or without credit; InputError as
+        `complete`.
         """
         headers = self._headers()
 
@@ -135,7 +136,7 @@ class ChatEndpoint:
             except urllib.error.HTTPError as error:
                 reason, is_down = f"{error.code} {_excerpt(error, headers)}", False
                 if error.code in _NOT_ABOUT_THE_REQUEST:
-                    told = f"{self.url}: refused ({reason}); check url, model and key."
+                    told = f"{self.url}: refused ({reason}); check url, model, key and credit."
                     raise NoAnswerError(told, is_down=True) from None
                 if error.code not in _RETRIED:
                     raise ModelError(f"{self.url}: refused ({reason}); check url, model and key.") from None
@@ -148,7 +149,7 @@ class ChatEndpoint:
 
 
 class NoAnswerError(ModelError):
-    """Nothing was said about the request itself. is_down: nobody listens there, or not to this key or model."""
+    """Nothing was said about the request itself. is_down: nobody listens, or not to this key, model or account."""
 
     def __init__(self, message: str, *, is_down: bool) -> None:
         super().__init__(message)

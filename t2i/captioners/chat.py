@@ -93,12 +93,12 @@ class EndpointModel(FrozenModel):
     """What the server runs under that name, for the record; it cannot be asked for."""
     licence: str = ""
     """As for a local model."""
-    key_env: str | None = "OPENAI_API_KEY"
+    key_env: str | None = speed_only("OPENAI_API_KEY")
     """Environment variable that holds the key, which is never written anywhere; null for a server without one."""
     parallel: int = speed_only(16, ge=1, le=512)
     """Requests at once."""
     requests_per_minute: int | None = speed_only(None, gt=0)
-    """Rate limit; none if absent."""
+    """Rate limit of this process; none if absent."""
     timeout_s: float = speed_only(120.0, gt=0)
     """Of one request."""
     attempts: int = speed_only(4, ge=1)

@@ -30,12 +30,13 @@ class FilesCaptioner(FrozenModel):
     def check(self, images: Iterable[Path]) -> None:
         """Raise DataError for caption files beside the images that belong to none, or to two: a misspelt name loses two
         halves, and `a.png` beside `a.jpg` need not show the same."""
-        from t2i.data.images import IMAGE_SUFFIXES
+        from t2i.data.images import IMAGE_SUFFIXES, NOT_READ
 
         problems: list[str] = []
         for folder in sorted({image.parent for image in images}):
             files = [path for path in folder.iterdir() if not path.name.startswith(".")]
-            pictured = {path.stem for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+            # A picture of a format that is not read is left out with its caption; the source says so.
+            pictured = {path.stem for path in files if path.suffix.lower() in IMAGE_SUFFIXES | NOT_READ}
             captions = sorted(path for path in files if path.suffix == self.extension)
             problems += [str(path) for path in captions if path.stem not in pictured]
             owners = Counter(path.stem for path in files if path.suffix.lower() in IMAGE_SUFFIXES)

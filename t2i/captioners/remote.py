@@ -25,7 +25,7 @@ class _NoAnswer(Refusal):
 
 class EndpointChat:
     """A `Chat` over HTTP. A request that fails for good is a refusal; an endpoint that is down, or that fails
-    `PATIENCE` times in a row, is an error."""
+    `PATIENCE` times in a row or for all of several requests, is an error."""
 
     def __init__(self, settings: EndpointModel) -> None:
         """Raises DataError without a key in the environment, or for an address that is none."""
@@ -52,7 +52,8 @@ class EndpointChat:
         self._pace = Pace(settings.requests_per_minute)
 
     def reply(self, requests: Sequence[Request]) -> Replies:
-        """As `Chat.reply`. Raises ModelError for an endpoint that is down or was silent `PATIENCE` times in a row.
+        """As `Chat.reply`. Raises ModelError for an endpoint that is down, was silent `PATIENCE` times in a row, or
+        gave none of several requests an answer.
 
         Those requests are not reported as refused.
         """
@@ -65,6 +66,9 @@ class EndpointChat:
             yield from held
             held.clear()
             yield number, answer
+        # A single one may be at fault itself, and would stop every run that has nothing else left to ask.
+        if len(held) == len(requests) > 1:
+            raise self._silent(held)
         yield from held
 
     def _answers(self, requests: Sequence[Request]) -> Replies:
@@ -84,10 +88,13 @@ class EndpointChat:
         if last.is_down:
             raise ModelError(f"{last.reason} Mend that and run again: answers are kept.")
         if len(held) >= PATIENCE:
-            raise ModelError(
-                f"{self.settings.url}: {PATIENCE} requests in a row got no answer, the last: {held[-1][1].reason} "
-                "See that the server runs and the model, key and limits are right, and run again: answers are kept."
-            )
+            raise self._silent(held)
+
+    def _silent(self, held: Sequence[tuple[int, Refusal]]) -> ModelError:
+        return ModelError(
+            f"{self.settings.url}: {len(held)} requests in a row got no answer, the last: {held[-1][1].reason} "
+            "See that the server runs and the model, key and limits are right, and run again: answers are kept."
+        )
 
     def _one(self, request: Request) -> Reply | Refusal:
         from rewards.errors import InputError

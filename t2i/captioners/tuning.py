@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -97,7 +98,7 @@ def tune(
     require_package("trl", "tune_captioner")
     portion = loop.micro_batch_size or loop.batch_size
     before = caption_loss(lesson.opened.model, held_out, portion) if held_out else None
-    with old_names_allowed(), progress_bar("tuning", 0, loop.steps) as advance:
+    with old_names_allowed(), _own_precision(), progress_bar("tuning", 0, loop.steps) as advance:
         trainer = _trainer(lesson, lora, loop, seed, folder / CHECKPOINTS_FOLDER)
         trainer.add_callback(_reporting(advance))
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS_FOLDER))
@@ -106,6 +107,17 @@ def tune(
     if not all(math.isfinite(loss) for _, loss in log):
         raise RunError("tune_captioner: the loss is not finite; lower loop.learning_rate or set dtype bfloat16.")
     return Tuned(model, log, before, caption_loss(model, held_out, portion) if held_out else None)
+
+
+@contextmanager
+def _own_precision() -> Iterator[None]:
+    """Have accelerate forget the trainer's precision: it has one per process, and a later train stage sets its own."""
+    from accelerate.state import AcceleratorState
+
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _trainer(lesson: Lesson, lora: CaptionerLora, loop: TuningLoop, seed: int, folder: Path) -> Any:

@@ -36,6 +36,27 @@ class CaptionTask:
         """The record, wherever its image lies."""
         return json.dumps(record_values(dataclasses.replace(item, image=Path(item.image).name)), sort_keys=True)
 
+    def answer_in(self, written: CaptionedImage, item: CaptionedImage) -> dict[str, Any] | None:
+        """The answer that turned a record into the written one, as JSON values; None if no answer did.
+
+        A record that is written as it came was refused, whatever captions came with it.
+        """
+        answer = tuple(caption for caption in written.captions if caption.kind == self.captioner.kind)
+        is_answered = self.identity(item) != self.identity(written) == self.identity(with_answer(item, answer))
+        # Parents of the kind that gave way to the answer are in the item alone.
+        parents = {parent for caption in answer if caption.origin for parent in caption.origin.parents}
+        is_made_of_it = parents <= {caption.id for caption in item.captions}
+        return answer_values(answer) if is_answered and is_made_of_it else None
+
+
+def with_answer(row: CaptionedImage, answer: Answer) -> CaptionedImage:
+    """The record with the new captions; those of the same kind that were there before give way."""
+    if isinstance(answer, Refusal):
+        return row
+    kinds = {caption.kind for caption in answer}
+    kept = tuple(caption for caption in row.captions if caption.kind not in kinds)
+    return dataclasses.replace(row, captions=(*kept, *answer))
+
 
 def answer_values(answer: Answer) -> dict[str, Any]:
     """An answer as JSON values."""

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from t2i.data.order import Order, Stream
-from t2i.errors import DataError
+from t2i.errors import DataError, T2IError
 
 
 class Examples(Protocol):
@@ -77,15 +77,16 @@ class KeyedBatches:
     def micro_batches(self, first_step: int, last_step: int, rank: int, world_size: int) -> Iterator[Any]:
         """All micro-batches of process `rank` for steps first_step .. last_step - 1, in order."""
         loader = DataLoader(
-            _Indexed(self),
-            batch_sampler=_Portions(self, first_step, last_step, rank, world_size),
+            _MicroBatches(self),
+            batch_size=None,
+            sampler=_Portions(self, first_step, last_step, rank, world_size),
             num_workers=self.workers,
-            collate_fn=self.examples.collate,
+            collate_fn=_unchanged,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=False,
             worker_init_fn=_outlive_signals,
         )
-        return iter(loader)
+        return _raising(iter(loader))
 
 
 def _outlive_signals(worker: int) -> None:
@@ -95,13 +96,39 @@ def _outlive_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-class _Indexed(Dataset[Any]):
-    """Example number -> example."""
+@dataclass(frozen=True)
+class _Failure:
+    """What stands in the place of a micro-batch that could not be made."""
+
+    error: T2IError
+
+
+def _raising(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same micro-batches; raises the error of one that could not be made."""
+    for batch in batches:
+        if isinstance(batch, _Failure):
+            raise batch.error
+        yield batch
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+class _MicroBatches(Dataset[Any]):
+    """Example numbers -> a micro-batch of these."""
 
     def __init__(self, batches: KeyedBatches) -> None:
         self.batches = batches
 
-    def __getitem__(self, number: int) -> Any:
+    def __getitem__(self, numbers: list[int]) -> Any:
+        # An error that is raised in a worker reaches the training process with the worker's traceback as its message.
+        try:
+            return self.batches.examples.collate([self._example(number) for number in numbers])
+        except T2IError as error:
+            return _Failure(error)
+
+    def _example(self, number: int) -> Any:
         step, position = divmod(number, self.batches.batch_size)
         return self.batches.examples.example(self.batches.record_at(number), step, position)
 

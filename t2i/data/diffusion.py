@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +19,9 @@ from t2i.data.buckets import BucketPlan, plan_buckets, square_plan
 from t2i.data.captions import CaptionMix, Parts, Phase
 from t2i.data.encode import Framing, encode_latents, encode_texts
 from t2i.data.examples import Dataset, LatentExamples
+from t2i.data.held_out import PickedRecords, hold_out
 from t2i.data.images import check_sizes
-from t2i.data.rows import image_sizes
+from t2i.data.rows import JoinedRecords, image_sizes
 from t2i.data.settings import BucketSettings, CacheSettings, DatasetSettings, MaskSettings, ViewSettings
 from t2i.data.views import Views
 from t2i.encoder_texts import EncoderPrompt
@@ -60,20 +61,54 @@ class DiffusionData:
         for dataset in self.datasets:
             dataset.mix.check(self.records[number] for number in range(dataset.first, dataset.last))
 
-    def plan(self, resolution: int) -> BucketPlan:
-        """The size of every image. Raises DataError that names the images that are too small, and too small buckets."""
+    def assign(self, resolution: int) -> BucketPlan:
+        """The size of every image. Raises DataError that names the images that do not fit, if these are not dropped."""
         if self.buckets is None:
             check_sizes(self.records, resolution)
             return square_plan(len(self.records), resolution)
-        plan = plan_buckets(
+        return plan_buckets(
             image_sizes(self.records), resolution, self.buckets, lambda record: self.records[record].image
         )
+
+    def plan(self, resolution: int) -> BucketPlan:
+        """The size of every image that is trained on. Raises DataError as `assign`, and for too small buckets and a
+        dataset of which no image fits one."""
+        plan = self.assign(resolution)
+        if self.buckets is None:
+            return plan
         for dataset in self.datasets:
             if not (plan.of_record[dataset.first : dataset.last] >= 0).any():
                 first = self.records[dataset.first].image
                 raise DataError(f"no image left of the dataset that begins with {first}: none fits a bucket.")
         plan.check_batch(self.batch_size)
         return plan
+
+    def plan_held_out(self, resolution: int) -> BucketPlan:
+        """The size of every image that only measures. Raises DataError as `assign`, and if no image fits a bucket; of
+        one dataset none need fit."""
+        plan = self.assign(resolution)
+        if not (plan.of_record >= 0).any():
+            raise DataError(
+                f"held_out.share: none of the {len(self.records)} images held out fits a bucket; hold out more, or let "
+                "more fit (buckets.max_aspect, buckets.upscale)."
+            )
+        return plan
+
+    def hold_out(self, share: float) -> tuple[DiffusionData, DiffusionData]:
+        """The images that are trained on, and those held out. Raises DataError where `t2i.data.held_out` does."""
+        tables = [PickedRecords(self.records, range(dataset.first, dataset.last)) for dataset in self.datasets]
+        kept, held = hold_out(tables, share, self.seed)
+        return self._with(kept), self._with(held)
+
+    def _with(self, tables: Sequence[Sequence[CaptionedImage]]) -> DiffusionData:
+        """The same with other records of each dataset; one that has none is left out."""
+        ends = itertools.accumulate(map(len, tables))
+        datasets = tuple(
+            replace(dataset, first=end - len(table), last=end)
+            for dataset, table, end in zip(self.datasets, tables, ends, strict=True)
+            if len(table)
+        )
+        return replace(self, records=JoinedRecords(tables), datasets=datasets)
 
     def encode(
         self, family: ModelFamily, plan: BucketPlan, folder: Path, unfit_file: str = UNFIT_FILE

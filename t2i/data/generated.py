@@ -9,6 +9,8 @@ from t2i.data.images import content_id, seen_size
 from t2i.errors import DataError
 from t2i.records import Caption, CaptionedImage, GeneratedImage, ScoredImage, read_jsonl
 
+CHOSEN_FILE = "chosen.jsonl"
+"""The rows of a best_of stage with the sample and seed that each image was painted with."""
 PROMPT_KIND = "prompt"
 """Kind of the caption that a prompt becomes: it says what was asked for, not what somebody saw."""
 
@@ -18,7 +20,8 @@ def generated_records(folder: Path) -> Iterator[CaptionedImage]:
 
     Raises DataError for a row whose image or prompt is missing.
     """
-    path = folder / "scores.jsonl"
+    chosen = folder / CHOSEN_FILE
+    path = chosen if chosen.is_file() else folder / "scores.jsonl"
     rows: Iterator[ScoredImage | GeneratedImage] = read_jsonl(path, ScoredImage)
     if not path.is_file():
         path = folder / "generations.jsonl"

@@ -46,33 +46,39 @@ def health(pairs: Sequence[PreferencePair], considered: int, evaluation: Sequenc
 
 
 def leakage(pairs: Sequence[PreferencePair]) -> dict[str, dict[str, Any]]:
-    """Trait -> in which share of the pairs that differ in it the winner has it, with a 95 % interval by Wilson.
+    """Trait -> in which share of a prompt's pairs that differ in it the winner has it, with a 95 % interval.
 
-    `leaks` is true where the interval lies clear of one half.
+    Pairs of one prompt may share images, so that each prompt is one observation (`PreferencePair.group`). `leaks` is
+    true where the interval lies clear of one half, which that of a single prompt never does.
     """
-    from rewards.statistics import wilson_interval
+    from rewards.pairwise import share_by_prompt
 
     traits = {image: _traits(Path(image)) for pair in pairs for image in (pair.chosen, pair.rejected)}
     found: dict[str, dict[str, Any]] = {}
     for name in TRAITS:
-        signs = [sign for pair in pairs if (sign := _sign(pair, name, traits))]
-        if not signs:
+        hits: dict[str, list[float]] = {}
+        for pair in pairs:
+            if sign := _sign(pair, name, traits):
+                hits.setdefault(pair.group, []).append(float(sign > 0))
+        if not hits:
             continue
-        wins = sum(sign > 0 for sign in signs)
-        interval = wilson_interval(wins, len(signs))
-        low, high = interval.low, interval.high
+        share = share_by_prompt(hits)
         found[name] = {
-            "pairs": len(signs), "winner": wins / len(signs), "low": low, "high": high,
-            "leaks": low > 0.5 or high < 0.5,
-        }  # fmt: skip
+            "pairs": sum(map(len, hits.values())),
+            "prompts": share.clusters,
+            "winner": share.value,
+            "low": share.low,
+            "high": share.high,
+            "leaks": share.low > 0.5 or share.high < 0.5,
+        }
     return found
 
 
 def warnings(report: Mapping[str, Any]) -> list[str]:
     """One sentence for each thing in a health report that a person should look at."""
     found = [
-        f"the winner {TRAITS[name]} in {row['winner']:.0%} of {row['pairs']} pairs "
-        f"(95 % interval {row['low']:.0%} to {row['high']:.0%}): training may learn that instead"
+        f"the winner {TRAITS[name]} in {row['winner']:.0%} of {row['pairs']} pairs of {row['prompts']} prompts, each "
+        f"prompt counting alike (95 % interval {row['low']:.0%} to {row['high']:.0%}): training may learn that instead"
         for name, row in report["leakage"].items()
         if row["leaks"]
     ]

@@ -131,7 +131,18 @@ def _csv(path: Path) -> Iterator[dict[str, Any]]:
     import csv
 
     with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file)
+        # Not strict, a stray quote would take the rows after it into its own, without a word.
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                # DictReader puts surplus values under None.
+                if None in row:
+                    count = len(reader.fieldnames or ())
+                    raise DataError(f"{path}:{reader.line_num}: more values than the {count} columns of the header.")
+                yield row
+        except csv.Error as error:
+            # The reader has counted the rows before the one that it could not read.
+            raise DataError(f"{path}:{reader.line_num + 1}: not CSV ({error}).") from error
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from filelock import FileLock, Timeout
 
 from t2i.errors import RunError, T2IError
-from t2i.files import write_bytes, write_text
+from t2i.files import replacing, write_bytes, write_text
 
 Item = TypeVar("Item")
 Item_contra = TypeVar("Item_contra", contravariant=True)
@@ -86,6 +86,23 @@ class Shards(Generic[Item]):
             if data is None:
                 raise RunError(f"{self._path(number)}: is not done, or was changed; run again.")
             yield from map(json.loads, data.splitlines())
+
+    def seed(self, known: Callable[[int], Any | None]) -> None:
+        """Give shards of which nothing is there the answers that are known already.
+
+        known: number of an item -> its answer, or None where the task must be asked.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for number in range(len(self)):
+            path = self.folder / f"{number:05d}.journal"
+            if path.exists() or self.done(number) is not None:
+                continue
+            identities = [self.task.identity(item) for item in self._items(number)]
+            # Renamed in whole: a kill must not leave a journal that lacks answers which are known.
+            with replacing(path) as temporary, Journal(temporary, identities) as journal:
+                for place in range(len(identities)):
+                    if (answer := known(number * self.size + place)) is not None:
+                        journal.add(place, answer)
 
     def reopen(self, keep: Callable[[Any], bool]) -> None:
         """Forget the answers that are not to be kept, so that the next run asks for those again, and for no others."""

@@ -14,7 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from t2i.errors import ModelError
 from t2i.families.base import Posterior
+
+
+def check_autoencoder(vae: Any) -> None:
+    """Raise ModelError for an autoencoder of another class than AutoencoderKL, or with a scale for each channel."""
+    from diffusers import AutoencoderKL
+
+    if not isinstance(vae, AutoencoderKL):
+        raise ModelError(
+            f"the VAE is an {type(vae).__name__}; expected an AutoencoderKL. Put the model's own VAE back into `vae`, "
+            "and its class into model_index.json."
+        )
+    if vae.config["latents_mean"] is not None:
+        raise ModelError("the VAE's latents are standardised by channel (latents_mean), which is not supported.")
 
 
 def encode_images(vae: Any, pixels: Tensor) -> Posterior:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from t2i.errors import ModelError
+from t2i.families.latents import check_autoencoder
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 
 def check_text_to_image(pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline) -> None:
-    """Raise ModelError for a U-Net that is told more than text, or a pipeline whose noise is not that of DDPM."""
+    """Raise ModelError for a U-Net that is told more than text, another VAE, or noise that is not that of DDPM."""
+    check_autoencoder(pipeline.vae)
     unet, vae, scheduler = pipeline.unet.config, pipeline.vae.config, type(pipeline.scheduler).__name__
     if unet["in_channels"] != vae["latent_channels"]:
         raise ModelError(
@@ -22,8 +24,6 @@ def check_text_to_image(pipeline: StableDiffusionPipeline | StableDiffusionXLPip
         raise ModelError("the U-Net takes the guidance scale as an input (a distilled model); it cannot be trained.")
     if getattr(pipeline.scheduler, "alphas_cumprod", None) is None:
         raise ModelError(f"{scheduler} holds no noise of DDPM; expected a scheduler for epsilon or v_prediction.")
-    if vae["latents_mean"] is not None:
-        raise ModelError("the VAE's latents are standardised by channel (latents_mean), which is not supported.")
 
 
 def latent_multiple(pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline) -> int:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from t2i.data.generated import CHOSEN_FILE
 from t2i.files import write_text
 from t2i.records import ScoredImage, read_jsonl, write_jsonl
 from t2i.stages.base import Stage, StageContext
@@ -20,10 +21,11 @@ from t2i.stages.score import SCORERS_FILE, SCORES_FILE
 class BestOf(Stage):
     """Write `scores.jsonl` with one row for each prompt: the image of its first `count` that the scorer likes best.
 
-    The row has the sample and seed of the prompt's first image, so that it is compared with what one draw gives.
+    The row has the sample and seed of the prompt's first image, so that it is compared with what one draw gives. In
+    `chosen.jsonl` it has its own.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     produces: ClassVar[str] = "scores"
     accepts: ClassVar[dict[str, tuple[str, ...]]] = {"scores_from": ("scores",)}
 
@@ -48,7 +50,8 @@ class BestOf(Stage):
         if (source / SAMPLING_FILE).is_file():
             record = json.loads((source / SAMPLING_FILE).read_text()) | {"images_per_prompt": 1}
             write_text(context.folder / SAMPLING_FILE, json.dumps(record, indent=2, sort_keys=True) + "\n")
-        write_jsonl(context.folder / SCORES_FILE, chosen)
+        write_jsonl(context.folder / CHOSEN_FILE, chosen)
+        write_jsonl(context.folder / SCORES_FILE, map(_as_the_first, chosen, prompts.values()))
         means = {row["label"]: sum(r.scores[row["label"]] for r in chosen) / len(chosen) for row in scorers}
         return {"images": len(chosen), "chosen_from": self.count, "means": means}
 
@@ -72,5 +75,10 @@ class BestOf(Stage):
                 f"{self.count}; raise images_per_prompt."
             )
         best = max(rows[: self.count], key=lambda row: sign * row.scores[self.scorer])
-        image = os.path.relpath(source / best.image, folder)
-        return dataclasses.replace(best, image=image, sample=rows[0].sample, seed=rows[0].seed)
+        return dataclasses.replace(best, image=os.path.relpath(source / best.image, folder))
+
+
+def _as_the_first(row: ScoredImage, rows: list[ScoredImage]) -> ScoredImage:
+    """The chosen row with the sample and seed of the first of its prompt."""
+    first = min(rows, key=lambda other: other.sample)
+    return dataclasses.replace(row, sample=first.sample, seed=first.seed)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import JsonValue, model_validator
 
-from t2i.captioners import Answer, AnyCaptioner, Captioner, FilesCaptioner, Refusal, VlmCaptioner
-from t2i.captioners.work import CaptionTask, answer_from
+from t2i.captioners import AnyCaptioner, Captioner, FilesCaptioner, FuseCaptioner, Refusal, VlmCaptioner
+from t2i.captioners.chat import EndpointModel
+from t2i.captioners.work import CaptionTask, answer_from, with_answer
 from t2i.config import speed_only
 from t2i.data.generated import generated_records
 from t2i.data.sources import RECORDS_FILE, FolderSource, ImageSource, RecordsSource, image_name, save_records
@@ -87,6 +88,14 @@ class CaptionStage(Stage):
                 raise ValueError("give `adapter_from` (a stage) or `captioner.adapter` (a folder), not both")
         return self
 
+    @model_validator(mode="after")
+    def _one_rate_limit(self) -> CaptionStage:
+        asked = self.captioner.model if isinstance(self.captioner, FuseCaptioner) else self.captioner
+        if self.workers > 1 and isinstance(asked, EndpointModel) and asked.requests_per_minute is not None:
+            limit = f"each of {self.workers} processes would send its own requests_per_minute"
+            raise ValueError(f"workers: {limit} ({asked.requests_per_minute}); leave `workers` out and set `parallel`")
+        return self
+
     def misfit(self, earlier: Mapping[str, Stage]) -> tuple[str, str]:
         source: Stage | None = self
         # A data set stage copies its images; what it writes beside them is its own.
@@ -139,7 +148,7 @@ class CaptionStage(Stage):
         answers = [answer for _, answer in captioner.caption(rows)]
         pairs = list(zip(rows, answers, strict=True))
         refused = [f"{row.image}: {answer.reason}" for row, answer in pairs if isinstance(answer, Refusal)]
-        return [_with(row, answer) for row, answer in pairs], refused
+        return [with_answer(row, answer) for row, answer in pairs], refused
 
     def run(self, context: StageContext) -> dict[str, Any]:
         captioner = self._captioner(context)
@@ -151,7 +160,7 @@ class CaptionStage(Stage):
         shards = self._captioned(captioner, context.folder, records)
         refused = self._list_refused(context.folder, records, shards)
         rows = zip(records, shards.answers(), strict=True)
-        save_records(context.folder, (_with(row, answer_from(values)) for row, values in rows))
+        save_records(context.folder, (with_answer(row, answer_from(values)) for row, values in rows))
         shutil.rmtree(context.folder / SHARDS_FOLDER)
         (context.folder / COLLECTED_FILE).unlink(missing_ok=True)
         return {"images": len(records), "captioned": len(records) - refused, "refused": refused, **self._summary()}
@@ -183,7 +192,11 @@ class CaptionStage(Stage):
         from t2i.data.shards import Shards
         from t2i.training.progress import progress_bar
 
-        shards = Shards(folder / SHARDS_FOLDER, records, SHARD_SIZE, CaptionTask(captioner))
+        task = CaptionTask(captioner)
+        shards = Shards(folder / SHARDS_FOLDER, records, SHARD_SIZE, task)
+        # Files cost nothing to read again, and may have been mended.
+        if not isinstance(captioner, FilesCaptioner) and (written := _written(folder, len(records))):
+            shards.seed(lambda number: task.answer_in(written[number], records[number]))
         with progress_bar("captioning", 0, len(records)) as advance:
             shards.run(self.workers, advance)
         return shards
@@ -224,6 +237,15 @@ def _table(path: Path) -> RecordTable:
     return RecordTable(path)
 
 
+def _written(folder: Path, count: int) -> Sequence[CaptionedImage]:
+    """The records of a stage that was finished once, or whose marker was still to come; none if they do not fit."""
+    try:
+        rows = _table(folder / RECORDS_FILE)
+    except DataError:  # no such file, or it is broken: all is asked again
+        return ()
+    return rows if len(rows) == count else ()
+
+
 def _refused_line(image: str, answer: Refusal) -> bytes:
     values = {"image": image, "reason": answer.reason} | ({"text": answer.text} if answer.text else {})
     return (json.dumps(values, ensure_ascii=False) + "\n").encode()
@@ -234,12 +256,3 @@ def _check_alt(captioner: Captioner, records: Sequence[CaptionedImage]) -> None:
     having = next((row.image for row in records if captioner.kind == "alt" and row.caption("alt")), None)
     if having:
         raise ConfigError(f"captioner.kind: {having} has an alt text, which is never replaced; name another kind.")
-
-
-def _with(row: CaptionedImage, answer: Answer) -> CaptionedImage:
-    """The record with the new captions; those of the same kind that were there before give way."""
-    if isinstance(answer, Refusal):
-        return row
-    kinds = {caption.kind for caption in answer}
-    kept = tuple(caption for caption in row.captions if caption.kind not in kinds)
-    return dataclasses.replace(row, captions=(*kept, *answer))

@@ -21,9 +21,14 @@ Key = tuple[str, int, int]
 
 
 class Compare(Stage):
-    """Write `comparison.json`: per scorer the mean difference b - a with its interval, win rate and verdict."""
+    """Write `comparison.json`: per scorer the mean difference b - a with its interval, win rate and verdict.
 
-    version: ClassVar[int] = 2
+    The verdict over all prompts is that of its own interval; `adjusted` is its p-value by Holm over the scorers that
+    are no controls. Of many categories some lie clear of 0 by chance: there `adjusted` is by Holm over all scorers and
+    categories, and a verdict of better or worse needs one below 1 - level too.
+    """
+
+    version: ClassVar[int] = 3
     produces: ClassVar[str] = "comparison"
     shows_names: ClassVar[bool] = True
     accepts: ClassVar[dict[str, tuple[str, ...]]] = {"a_from": ("scores",), "b_from": ("scores",)}
@@ -36,7 +41,7 @@ class Compare(Stage):
     level: float = Field(default=0.95, gt=0.5, lt=1)
     """Confidence of the intervals."""
     resamples: int = Field(default=10_000, ge=1000)
-    """Bootstrap resamples of prompts."""
+    """Bootstrap resamples of prompts, and random draws for the p-values: none is below 1 / (resamples + 1)."""
 
     def run(self, context: StageContext) -> dict[str, Any]:
         from rewards.statistics import check_partners
@@ -59,6 +64,9 @@ class Compare(Stage):
                 categories.append(
                     {"label": label, "category": category, **self._compare(part_a, part_b, scorer, context.seed)}
                 )
+        _adjust([row for row in overall if row.get("role") != "control"])
+        _adjust(categories)
+        categories = [self._among_all(row) for row in categories]
         result = {"a": self.a_from, "b": self.b_from, "level": self.level, "overall": overall, "categories": categories}
         write_text(context.folder / COMPARISON_FILE, json.dumps(result, indent=2, sort_keys=True) + "\n")
         return {row["label"]: row["verdict"] for row in overall}
@@ -145,6 +153,22 @@ class Compare(Stage):
         verdict = "better" if (result.difference > 0) == better else "worse"
         row["verdict"] = verdict if result.distinguishable else "not distinguishable"
         return row | {"mean_a": result.mean_b, "mean_b": result.mean_a, "sentence": result.verdict}
+
+    def _among_all(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row of a category, without a verdict that does not stand when all such rows are looked at."""
+        if row["verdict"] not in ("better", "worse") or row["adjusted"] < 1.0 - self.level:
+            return row
+        found = f"not distinguishable among all rows of categories (p {row['adjusted']:.2g} by Holm)"
+        return row | {"verdict": "not distinguishable", "sentence": f"{found}; on its own, {row['sentence']}"}
+
+
+def _adjust(rows: Sequence[dict[str, Any]]) -> None:
+    """Give each row that was measured its p-value by Holm over all of them."""
+    from rewards.statistics import holm
+
+    measured = [row for row in rows if "p_value" in row]
+    for row, adjusted in zip(measured, holm([row["p_value"] for row in measured]).tolist(), strict=True):
+        row["adjusted"] = adjusted
 
 
 def _sampling(folder: Path) -> dict[str, Any]:

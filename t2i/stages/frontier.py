@@ -26,7 +26,7 @@ class Frontier(Stage):
     one. Each interval is for its own comparison: with many arms, some lie clear of 0 by chance.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     produces: ClassVar[str] = "frontier"
     shows_names: ClassVar[bool] = True
     accepts: ClassVar[dict[str, tuple[str, ...]]] = {"base_from": ("scores",), "arms_from": ("scores",)}

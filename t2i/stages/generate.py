@@ -15,10 +15,12 @@ from t2i.config import LocalPath, ModelPath
 from t2i.data.prompts import PromptSource, ShapesPrompts
 from t2i.encoder_texts import EncoderPrompt, EncoderTexts, names_of
 from t2i.files import write_bytes, write_text
+from t2i.objectives import denoising_of
 from t2i.records import ExpandedPrompt, GeneratedImage, Prompt, write_jsonl
 from t2i.sampling import SamplingSettings
 from t2i.stages.base import InspectContext, Stage, StageContext
 from t2i.stages.expansions import EXPANSIONS_FILE, expand_prompts, expansions_of
+from t2i.stages.trained_kind import is_whole, trainings_of
 
 if TYPE_CHECKING:
     from t2i.sampling import Sampler
@@ -86,7 +88,24 @@ class Generate(Stage):
     def misfit(self, earlier: Mapping[str, Stage]) -> tuple[str, str]:
         if self.model is None and self.weights_from is None:
             return "model", "no model; set `model` here or at the top of the recipe"
-        return "", ""
+        source = self.weights_from
+        is_adapter = self.adapter is not None if source is None else not is_whole(earlier.get(source))
+        message = self._misfit_of_adapter(earlier) if is_adapter else self._misfit_of_model()
+        return ("sampling", message) if message else ("", "")
+
+    def _misfit_of_model(self) -> str:
+        scale = self.sampling.lora_scale
+        return "" if scale == 1 else f"lora_scale: {scale:g} scales an adapter, and there is none here; leave it out"
+
+    def _misfit_of_adapter(self, earlier: Mapping[str, Stage]) -> str:
+        """Unlike a whole model, an adapter has no scheduler to say that its noise ends in nothing but noise."""
+        if self.weights_from is None or self.sampling.zero_terminal_snr:
+            return ""
+        for stage in trainings_of(self.weights_from, earlier):
+            denoising = denoising_of(getattr(stage, "objective", None))
+            if denoising is not None and denoising.zero_terminal_snr:
+                return f"zero_terminal_snr: the objective of {stage.label} trains with it, so set it here too"
+        return ""
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
         prompts = self.prompts.read(self.seed or 0)

@@ -13,16 +13,17 @@ from t2i.training.outputs import trained_model
 
 def optimised_against(folder: Path, *, picks: bool = True) -> set[str]:
     """Ids of the scorers by which a stage somewhere before this folder said which images, or which weights, are better
-    or good enough: `pair`, `best_of`, `filter` by scores, and `pick`.
+    or good enough: `pair`, `best_of`, `filter` by scores, what a guard says is trained on, `pick`, and the held-out
+    reward by which a guard chose its checkpoint.
 
     Whoever wrote the recipe may have forgotten to give them `role: train`. A folder that does not say what it was made
-    from has no such scorers. picks: whether `pick` counts: nothing was trained on what it chose by.
+    from has no such scorers. picks: whether the last two count: nothing was trained on what they chose by.
     """
     return {
         row["id"]
         for ancestor in _ancestors(folder)
         if picks or _read(ancestor / "config.json").get("identity", {}).get("type") != "pick"
-        for row in _deciding(ancestor)
+        for row in _deciding(ancestor, picks=picks)
         if row.get("id")  # score files of others have none
     }
 
@@ -49,6 +50,9 @@ def _base_of(folder: Path) -> Path | None:
     if settings.get("type") == "train":
         trained = inputs.get(settings.get("model_from"))
         return None if trained is None else trained_model(_beside(folder, trained))
+    # The difference of a whole model from `model` goes with that one, whatever the whole was trained over.
+    if settings.get("kind") == "extract":
+        return None
     sources = settings.get("weights_from") or ()
     names = [sources] if isinstance(sources, str) else sources
     return trained_over([_beside(folder, inputs[name]) for name in names if name in inputs])
@@ -76,13 +80,15 @@ def _beside(folder: Path, name: str) -> Path:
     return named if named.is_dir() or not same else same[0]
 
 
-def _deciding(folder: Path) -> Iterator[dict[str, Any]]:
+def _deciding(folder: Path, *, picks: bool) -> Iterator[dict[str, Any]]:
     """Descriptions of the scorers whose numbers a stage chose by; nothing for a stage that chose by none."""
     labels = _labels(_read(folder / "config.json").get("identity", {}))
     for source in _scored_by(folder) if labels else ():
         yield from (row for row in json.loads((source / SCORERS_FILE).read_text()) if row["label"] in labels)
-    # A filter that scored by itself says by what.
-    yield from ({"id": one} for one in _read(folder / "done.json").get("facts", {}).get("chosen_by", ()))
+    # A filter that scored by itself, and a guard, say by what.
+    facts = _read(folder / "done.json").get("facts", {})
+    for name in ("chosen_by", "picked_by") if picks else ("chosen_by",):
+        yield from ({"id": one} for one in facts.get(name, ()))
 
 
 def _labels(identity: dict[str, Any]) -> set[str]:

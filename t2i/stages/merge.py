@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -162,7 +163,10 @@ class Merge(Stage):
 
 
 def merged_files(stage: Merge, files: Sequence[Path], family: ModelFamily) -> Merged:
-    """Merge LoRA files of any layout as a stage says. Raises ModelError for files that do not fit the model."""
+    """Merge LoRA files of any layout as a stage says.
+
+    Raises ModelError for files that do not fit the model, ConfigError for weights that do not fit the files.
+    """
     from t2i.errors import ConfigError
     from t2i.export.factors import check_adapter
     from t2i.export.layouts import ModelLayers
@@ -180,4 +184,18 @@ def merged_files(stage: Merge, files: Sequence[Path], family: ModelFamily) -> Me
     for path in files:
         adapters.append(read_adapter(path, layers).adapter)
         check_adapter(adapters[-1], str(path))
+    _check_rules(stage, adapters)
     return merge(adapters, stage.weights_of(len(adapters)), stage.kind, stage.size())
+
+
+def _check_rules(stage: Merge, adapters: Sequence[Adapter]) -> None:
+    """Raise ConfigError for weights of modules that no adapter has."""
+    from t2i.errors import ConfigError
+
+    known = list(dict.fromkeys(module for adapter in adapters for module in adapter))
+    for rule in stage.modules:
+        if not any(re.search(rule.match, module) for module in known):
+            near = ", ".join(difflib.get_close_matches(rule.match, known, n=2, cutoff=0))
+            raise ConfigError(
+                f"stage {stage.label}: modules: {rule.match!r} matches no module of the adapters; nearest: {near}."
+            )

@@ -18,7 +18,7 @@ from t2i.objectives import AnyObjective, DenoiserObjective, Denoising
 from t2i.stages.base import InspectContext, Stage, StageContext, StageNames
 from t2i.stages.guard import GuardSettings
 from t2i.stages.train_rules import check_settings, check_uncoupled
-from t2i.stages.trained_kind import misfit_of
+from t2i.stages.trained_kind import base_of, misfit_of
 from t2i.training.settings import (
     HeldOutSettings,
     LoopSettings,
@@ -159,6 +159,10 @@ class Train(Stage):
         for name, whole in (("model_from", True), ("adapter_from", False)):
             if message := misfit_of(self.references.get(name, ()), earlier, whole=whole):
                 return name, message
+        base = base_of(self.adapter_from, earlier) if self.adapter_from is not None else ""
+        if base and base != self.model_from:
+            message = f"{self.adapter_from} was trained over the model of stage {base}; set `model_from: {base}`"
+            return "adapter_from", message
         return "", ""
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:

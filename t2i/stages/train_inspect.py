@@ -13,6 +13,7 @@ from t2i.data.preview import preview_source
 from t2i.objectives import DenoiserObjective, Denoising, DiffusionDPO, DiffusionKTO
 from t2i.objectives.beta import CONVENTIONS
 from t2i.resources import resolve_path
+from t2i.training.settings import warmup_caution
 
 if TYPE_CHECKING:
     from t2i.data.preview import Preview
@@ -28,6 +29,7 @@ def inspect_training(train: Train, context: InspectContext) -> dict[str, JsonVal
         "examples seen": train.loop.steps * train.loop.batch_size,
         **_logit_scale(train),
         **_caution(train),
+        **_warmup(train),
     }
     if train.model is None or not isinstance(train.objective, DenoiserObjective):
         return facts
@@ -57,6 +59,12 @@ def _caution(train: Train) -> dict[str, JsonValue]:
 
     line = caution(train.loop.precision)
     return {"caution": line} if line else {}
+
+
+def _warmup(train: Train) -> dict[str, JsonValue]:
+    """That the learning rate does not reach its course, where it does not."""
+    line = warmup_caution(train.optimizer, train.loop.steps)
+    return {"warm-up": line} if line else {}
 
 
 def _logit_scale(train: Train) -> dict[str, JsonValue]:

@@ -28,6 +28,13 @@ _NOT_OF_PAIRS = (
     *("datasets", "captions", "per_encoder", "caption_schedule", "caption_parts"),
     *("masks", "held_out", "samples"),
 )
+_PASSED_OVER = {
+    "bradley_terry": ("resolution", "captions", "caption_dropout", "posterior"),
+    "autoencoder": ("captions", "caption_dropout", "posterior"),
+    "classification": ("captions", "caption_dropout", "posterior"),
+    "contrastive": ("posterior",),
+}
+"""Type of objective -> fields that others use and it does not."""
 
 
 def check_settings(train: Train) -> None:
@@ -104,12 +111,14 @@ def _check_whole(train: Train) -> None:
 
 
 def _check_samples(train: Train) -> None:
-    """Images that are looked at while training must begin where it ends."""
+    """Images that are looked at while training must begin where it ends, and can only scale an adapter."""
     denoising = denoising_of(train.objective)
     ends_in_noise = denoising is not None and denoising.zero_terminal_snr
     for name, images in (("samples", train.samples), ("guard", train.guard)):
         if images is not None and ends_in_noise and not images.sampling.zero_terminal_snr:
             raise ValueError(f"{name}.sampling.zero_terminal_snr: the objective trains with it, so set it here too")
+        if images is not None and images.sampling.lora_scale != 1 and isinstance(train.trained, FullSettings):
+            raise ValueError(f"{name}.sampling.lora_scale: it scales an adapter, and `trained` is full; leave it out")
 
 
 def _check_numbers(train: Train) -> None:
@@ -126,10 +135,7 @@ def _check_numbers(train: Train) -> None:
 
 def _check_data(train: Train) -> None:
     if not isinstance(train.objective, Denoising):
-        refused = _NOT_OF_PAIRS if isinstance(train.objective, PairObjective) else _OF_DENOISERS + _OF_CAPTIONED
-        given = [name for name in refused if getattr(train, name) != _default(train, name)]
-        if given:
-            raise ValueError(f"{given[0]}: only a denoising objective takes it, not {train.objective.type}")
+        _check_not_denoising(train)
         return
     own = [bool(entry.captions) for entry in train.datasets or (DatasetSettings(),)]
     if not train.captions and not all(own) and (any(own) or not train.per_encoder):
@@ -140,6 +146,20 @@ def _check_data(train: Train) -> None:
         raise ValueError(f"datasets: {len(train.datasets)} entries for {train.sets()} sets of images; one for each")
     if 0 < sum(entry.weight is not None for entry in train.datasets) < len(train.datasets):
         raise ValueError("datasets: give every one a `weight`, or none")
+
+
+def _check_not_denoising(train: Train) -> None:
+    kind = train.objective.type
+    refused = _NOT_OF_PAIRS if isinstance(train.objective, PairObjective) else _OF_DENOISERS + _OF_CAPTIONED
+    if given := _given(train, refused):
+        raise ValueError(f"{given[0]}: only a denoising objective takes it, not {kind}")
+    if given := _given(train, _PASSED_OVER.get(kind, ())):
+        raise ValueError(f"{given[0]}: {kind} does not use it; leave it out")
+
+
+def _given(train: Train, names: tuple[str, ...]) -> list[str]:
+    """Fields that are not at their defaults."""
+    return [name for name in names if getattr(train, name) != _default(train, name)]
 
 
 def _check_framing(train: Train) -> None:

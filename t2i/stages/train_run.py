@@ -13,6 +13,7 @@ from t2i.data.exposure import count_exposures
 from t2i.errors import RunError
 from t2i.export.card import dataset_strings
 from t2i.stages.guard import begin_guard
+from t2i.stages.score_rules import id_of
 from t2i.stages.train_inputs import read_inputs
 from t2i.training.bf16 import caution
 from t2i.training.guard import GUARDED_FILE, guard_facts, read_readings
@@ -22,7 +23,7 @@ from t2i.training.loop import FitResult, fit
 from t2i.training.measured import measured_run
 from t2i.training.outputs import BEST_FOLDER
 from t2i.training.samples import write_samples
-from t2i.training.settings import LoraSettings
+from t2i.training.settings import LoraSettings, warmup_caution
 from t2i.training.tasks import DiffusionTask, build_task
 from t2i.training.watch import BEST_FILE, Watch, asked_in_turn, held_out_facts
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from t2i.stages.base import StageContext
+    from t2i.stages.guard import GuardSettings
     from t2i.stages.train import Train
     from t2i.training.tasks import Task, TaskSettings
     from t2i.training.trainable import Trainable
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 def run_training(train: Train, context: StageContext) -> dict[str, Any]:
     """Train until the steps are done or a probe stops the run, save the result, and return facts about it."""
-    _say_what_is_slow(train)
+    _say_cautions(train)
     settings = read_inputs(train, context)
     task = build_task(settings, train.objective)
     estimate = _estimate(train, task)
@@ -57,10 +59,12 @@ def run_training(train: Train, context: StageContext) -> dict[str, Any]:
     return facts if estimate is None else facts | {"estimated": estimate, "measured": _measured(result, context.folder)}
 
 
-def _say_what_is_slow(train: Train) -> None:
+def _say_cautions(train: Train) -> None:
     from rich.console import Console
 
-    if processes.is_first() and (line := caution(train.loop.precision)):
+    if not processes.is_first():
+        return
+    for line in filter(None, (caution(train.loop.precision), warmup_caution(train.optimizer, train.loop.steps))):
         Console(stderr=True).print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -123,11 +127,21 @@ def _kept(train: Train, folder: Path, steps: int) -> tuple[Path, int, bool, dict
     """The best weights by held-out reward or loss, their step, whether they are the result, and facts."""
     if train.guard is not None:
         facts = guard_facts(read_readings(folder), train.guard.rule(), stopped=steps < train.loop.steps)
+        facts |= _deciding_rewards(train.guard)
         is_result = train.guard.result == "best"
         return folder / "checkpoints" / GUARDED_FILE, facts["guard"]["best_step"], is_result, facts
     facts = held_out_facts(folder)
     is_result = train.held_out is not None and train.held_out.result == "best"
     return folder / "checkpoints" / BEST_FILE, int(facts["best_step"]), is_result, facts
+
+
+def _deciding_rewards(guard: GuardSettings) -> dict[str, list[str]]:
+    """Ids of the rewards that are trained on, and of the one that chose the result: see `optimised_against`."""
+    facts = {"chosen_by": [id_of(scorer) for scorer in guard.rewards if scorer.role == "train"]}
+    if guard.result == "best":
+        first = next(scorer for scorer in guard.rewards if scorer.role == "held_out")
+        facts["picked_by"] = [id_of(first)]
+    return facts
 
 
 def _estimate(train: Train, task: Task) -> dict[str, JsonValue] | None:

@@ -1,8 +1,8 @@
-"""Whether the stages that another reads train what it takes: an adapter, or a whole model."""
+"""What the stages that another reads train: an adapter or a whole model, over which model, and with which settings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from t2i.objectives import DenoiserObjective
 from t2i.stages.base import Stage
@@ -25,3 +25,24 @@ def misfit_of(names: Iterable[str], earlier: Mapping[str, Stage], *, whole: bool
             found, wanted = ("an adapter", "a whole model") if whole else ("a whole model", "an adapter")
             return f"{name} trains {found}, and this takes {wanted}"
     return ""
+
+
+def base_of(name: str, earlier: Mapping[str, Stage]) -> str:
+    """The stage whose whole model an adapter was trained over, looked for through `pick` and `merge`; else empty."""
+    stage = earlier.get(name)
+    # The difference of a whole model from `model` goes with that one, whatever the whole was trained over.
+    if stage is None or getattr(stage, "kind", "") == "extract":
+        return ""
+    own = getattr(stage, "model_from", None) or ""
+    found = (base_of(source, earlier) for source in stage.references.get("weights_from", ()))
+    return own or next(filter(None, found), "")
+
+
+def trainings_of(name: str, earlier: Mapping[str, Stage]) -> Iterator[Stage]:
+    """The stages that trained some weights, looked for through `pick` and `merge`."""
+    stage = earlier.get(name)
+    sources = () if stage is None else stage.references.get("weights_from", ())
+    if stage is not None and not sources:
+        yield stage
+    for source in sources:
+        yield from trainings_of(source, earlier)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
+from t2i import processes
 from t2i.captioners.describe import VlmCaptioner
 from t2i.captioners.lessons import Example, Lesson
 from t2i.captioners.tuning import CHECKPOINTS_FOLDER, CaptionerLora, Tuned, TuningLoop, tune
 from t2i.data.sources import RECORDS_FILE, ImageSource, load_records, save_records
+from t2i.errors import ConfigError
 from t2i.files import write_text
 from t2i.records import CaptionedImage
 from t2i.stages.base import InspectContext, Stage, StageContext
@@ -62,6 +64,12 @@ class TuneCaptioner(Stage):
         from t2i.training.extras import require_package
 
         require_package("trl", "tune_captioner")
+        if processes.count() > 1:
+            # The others wait for the first one, whose trainer would wait for them.
+            raise ConfigError(
+                f"{self.label}: found {processes.count()} processes, and a tune_captioner stage runs in one; run it "
+                "without torchrun first, it is skipped then."
+            )
 
     def inspect(self, context: InspectContext) -> dict[str, JsonValue]:
         return {"captions seen": self.loop.steps * self.loop.batch_size}

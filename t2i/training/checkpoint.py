@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from t2i.errors import RunError
@@ -61,14 +61,12 @@ def read_newest(folder: Path) -> tuple[int, dict[str, dict[str, Tensor]]] | None
     A damaged one is passed over for the one before it; if all are damaged, RunError says so.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load
 
     checkpoints = list_checkpoints(folder)
     for path in reversed(checkpoints):
         try:
             state = json.loads((path / "state.json").read_text())
-            # Bytes, not a memory map: tensors must not change when the file is replaced.
-            return state["step"], {stem: load((path / f"{stem}.safetensors").read_bytes()) for stem in state["files"]}
+            return state["step"], {stem: _read_tensors(path / f"{stem}.safetensors") for stem in state["files"]}
         except (OSError, ValueError, KeyError, SafetensorError):
             continue
     if checkpoints:
@@ -76,6 +74,14 @@ def read_newest(folder: Path) -> tuple[int, dict[str, dict[str, Tensor]]] | None
             f"{folder}: none of its {len(checkpoints)} checkpoints can be read; delete the folder to start again."
         )
     return None
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, each copied out of its memory map: they must not change when the file is replaced."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
 
 
 def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
@@ -131,6 +137,28 @@ def restore_optimizer(optimizer: Optimizer, names: list[str], tensors: dict[str,
         value = tensor.item() if kind else _laid_out_as(parameters[number], tensor)
         state.setdefault(number, {})[slot] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def buffer_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """What a module changes in training beside its parameters, by name: running statistics, as BatchNorm keeps them."""
+    return _unshared({name: value.detach() for name, value in _changing_buffers(module).items()})
+
+
+def restore_buffers(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of `buffer_tensors`. Raises RunError if the module has others."""
+    copy_weights(tensors, _changing_buffers(module))
+
+
+def _changing_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Persistent buffers of the parts in train mode; in eval mode, as frozen and loaded models are, none changes."""
+    found = {
+        name: value
+        for path, part in module.named_modules()
+        if part.training
+        for name, value in part.named_buffers(path, recurse=False)
+    }
+    persistent = module.state_dict().keys() if found else ()
+    return {name: value for name, value in found.items() if name in persistent}
 
 
 def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:

@@ -108,12 +108,7 @@ def diffusion_trainable(
         components = _unfreeze(family, settings.components)
         frozen = _frozen_copy(family, components) if objective.needs_reference else None
         module = DiffusionModule(family, objective, components, {}, frozen)
-        trainable = Trainable(
-            module,
-            check=lambda batch: _check_first_batch(module, {}, batch),
-            has_unused=any(name in family.facts.text_encoders for name in components),
-        )
-        return trainable, components
+        return Trainable(module, check=lambda batch: _check_first_batch(module, {}, batch)), components
     adapted = lora.inject(family, settings, seed)
     if start is not None:
         lora.start_from(family.pipeline, adapted, start)
@@ -126,8 +121,6 @@ def diffusion_trainable(
         {f"components.{prefix}": rate for prefix, rate in own_rates.items()},
         lambda batch: _check_first_batch(module, adapted, batch, is_fresh=start is None),
         {".lora_B.": settings.b_learning_rate_ratio},
-        # Of an encoder whose last layer but one is read, the last is not.
-        has_unused=settings.text_encoder,
     )
     return trainable, adapted
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from t2i import lora
 from t2i.data.encode import load_pixels
@@ -18,12 +19,16 @@ from t2i.families.loading import load_family, locate_checkpoint
 from t2i.objectives import Autoencoder, Classification, Contrastive
 from t2i.objectives.base import ImageBatch, LossOutput
 from t2i.randomness import seeded_global
+from t2i.records import CaptionedImage
 from t2i.training.outline import checked_resolution
 from t2i.training.outputs import MODEL_FOLDER, save_pipeline
 from t2i.training.trainable import Trainable
 
 if TYPE_CHECKING:
     from t2i.training.tasks import TaskSettings
+
+_MEASURED, _DECODED = 512, 64
+"""Images, at most, by whose latents a trained autoencoder is scaled, and of these the first that are painted again."""
 
 
 class AutoencoderTask:
@@ -47,19 +52,35 @@ class AutoencoderTask:
     def save(self, metadata: dict[str, str]) -> dict[str, Any]:
         """With new weights also sets `scaling_factor`, so that scaled latents have unit deviation (Rombach et al. 2022,
         appendix G). That of a trained autoencoder stays: a denoiser knows its latents at that scale."""
-        sample = self.settings.records[:: max(1, len(self.settings.records) // 512)]
-        device = next(self.vae.parameters()).device
-        with torch.no_grad():
-            pixels = torch.stack([load_pixels(record, self.resolution) for record in sample])
-            means = [self.vae.encode(part.to(device)).latent_dist.mean for part in pixels.split(32)]
-            mean = torch.cat(means)
-            error = (self.vae.decode(mean[:64]).sample.clamp(-1, 1) - pixels[:64].to(device)).square().mean()
+        stride = max(1, -(-len(self.settings.records) // _MEASURED))
+        mean, error = self._measure(self.settings.records[::stride])
         if self.settings.random_seed is not None:
             # More digits than a scale needs, and the config stays readable.
             self.vae.register_to_config(scaling_factor=float(f"{1 / float(mean.std()):.6g}"))
-        psnr = float(-10 * torch.log10(error / 4))
+        psnr = -10 * float(torch.tensor(error / 4, dtype=torch.float64).log10())
         scale = self.vae.config.scaling_factor
         return save_pipeline(self.family.pipeline, self.settings.folder) | {"psnr_db": psnr, "scaling_factor": scale}
+
+    @torch.no_grad()
+    def _measure(self, records: Sequence[CaptionedImage]) -> tuple[Tensor, float]:
+        """Latent means [N, C, h, w] of images, and the mean squared error of the first that are painted again.
+
+        In portions of `encode_batch_size`: the whole state of the training is still on the device.
+        """
+        device, portion = next(self.vae.parameters()).device, self.settings.encode_batch_size
+        means: list[Tensor] = []
+        squares, values = 0.0, 0
+        for start in range(0, len(records), portion):
+            part = [load_pixels(record, self.resolution) for record in records[start : start + portion]]
+            pixels = torch.stack(part).to(device)
+            mean = self.vae.encode(pixels).latent_dist.mean
+            means.append(mean)
+            if start < _DECODED:
+                first = slice(0, _DECODED - start)
+                painted = self.vae.decode(mean[first]).sample.clamp(-1, 1)
+                squares += float((painted - pixels[first]).double().square().sum())
+                values += painted.numel()
+        return torch.cat(means), squares / values
 
 
 class _AutoencoderModule(nn.Module):

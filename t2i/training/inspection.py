@@ -79,7 +79,7 @@ class Inspection:
         outline = outline_training(self.settings, self.objective)
         facts: dict[str, JsonValue] = {"family": outline.family.facts.name, "resolution": outline.resolution}
         data = self._data()
-        plan = None if data is None else data.plan(outline.resolution)
+        plan = None if data is None else self._plan(data, outline.resolution)
         facts |= self._data_facts(data, plan, outline) | _trained_facts(outline)
         settings, encoded = (
             (self.settings, None) if data is None or plan is None else _encoded(self.settings, data, plan)
@@ -100,6 +100,17 @@ class Inspection:
         if self.has_captions:
             data.check_captions()
         return data
+
+    def _plan(self, data: DiffusionData | PairData, resolution: int) -> BucketPlan:
+        """The size of every image, held out or not. Raises DataError for what a run refuses of those it trains on and
+        of those held out, where ids tell which these are; else of all as one."""
+        share = self.held_out_share
+        if share is None or not isinstance(data, DiffusionData) or not all(row.id for row in data.records):
+            return data.plan(resolution)
+        kept, held = data.hold_out(share)
+        kept.plan(resolution)
+        held.plan_held_out(resolution)
+        return data.assign(resolution)
 
     def _data_facts(
         self, data: DiffusionData | PairData | None, plan: BucketPlan | None, outline: TrainingOutline

@@ -71,7 +71,7 @@ def fit(
     if not parameters:
         raise ConfigError("nothing to train: no parameter asks for a gradient.")
     check_equal_weights(0, parameters)  # before DDP gives the first process's weights to all
-    accelerator = build_accelerator(folder, tracking, has_unused=trainable.has_unused)
+    accelerator = build_accelerator(folder, tracking)
     stepper = Stepper(trainable, settings, optimizer_settings, accelerator, seed)
     run = _Run(stepper, batches, folder, probe, (settings.checkpoint_every, *probe_every))
     start = run.resume()

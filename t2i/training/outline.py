@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from t2i.training.trainable import Trainable
 
 _PROMPT = "a photo"
+_COUNTED: dict[str, StepArithmetic] = {}
+"""What was counted before in this process: the arms of a recipe differ in their data or their seed, not in this."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,22 @@ class TrainingOutline:
         """One pass over `count` images or pairs of a width and height, in a dtype that the outline takes over."""
         for module in (*self.modules.values(), *self.frozen_copies().values()):
             nn.Module.to(module, dtype)
-        batch = self._batch(size, count, text_is_cached=text_is_cached, dtype=dtype)
-        return step_arithmetic(self.module, lambda: self.module(batch).loss)
+        key = f"{self._shape()}\n{size} {count} {text_is_cached} {dtype}"
+        if key not in _COUNTED:
+            batch = self._batch(size, count, text_is_cached=text_is_cached, dtype=dtype)
+            _COUNTED[key] = step_arithmetic(self.module, lambda: self.module(batch).loss)
+        return _COUNTED[key]
+
+    def _shape(self) -> str:
+        """All that decides what a step takes beside its batch: two outlines of the same shape take the same."""
+        configs = {name: str(part.config) for name, part in self.modules.items()}
+        limits = [getattr(part, "model_max_length", None) for part in self.family.pipeline.components.values()]
+        tokens = {name: value for name, value in vars(self.family).items() if isinstance(value, int)}
+        layers = [(name, *value.shape, value.requires_grad) for name, value in self.module.named_parameters()]
+        inner = [part for component in self.modules.values() for part in component.modules()]
+        spared = [type(part).__name__ for part in inner if getattr(part, "gradient_checkpointing", False)]
+        objective = self.module.objective.model_dump_json()
+        return repr((type(self.family).__name__, configs, limits, tokens, layers, spared, objective))
 
     def frozen_copies(self) -> dict[str, nn.Module]:
         """The reference of an objective, where whole components are trained: copies of these, by name."""

@@ -27,13 +27,16 @@ def micro_steps(settings: LoopSettings, processes: int) -> int:
     return settings.batch_size // (micro * processes)
 
 
-def build_accelerator(folder: Path, tracking: TrackingSettings | None, *, has_unused: bool) -> Accelerator:
-    """One that knows of all processes. folder: where trackers write; has_unused: see `Trainable`."""
+def build_accelerator(folder: Path, tracking: TrackingSettings | None) -> Accelerator:
+    """One that knows of all processes. folder: where trackers write."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     processes.join()
-    # Looking for unused parameters costs a walk through the graph in every step.
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=has_unused)
+    # The loss may not depend on all parameters: of a text encoder whose last layer but one is read, not on the last.
+    # And without this DDP sorts gradients into other buckets after its first step. A gradient's place in a bucket
+    # decides the order in which processes are summed, so that a run that goes on would round otherwise than one that
+    # was never interrupted. It costs a walk through the graph in every step.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
         cpu=devices.compute_device().type == "cpu",
         # accelerate has one precision per process; a recipe may have stages of several. Autocast is the loop's own.

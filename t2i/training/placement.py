@@ -6,6 +6,7 @@ large model the two fit one after the other where they would not fit together.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from t2i.families.loading import describe_checkpoint, family_class, load_family
 from t2i.training.settings import FullSettings, LoraSettings, SpeedSettings
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
     from t2i.families.base import FamilyFacts, ModelFamily
     from t2i.training.tasks import TaskSettings
 
@@ -45,6 +48,22 @@ def load_for_training(settings: TaskSettings) -> ModelFamily:
     return load_family(
         settings.model, revision=settings.revision, dtype=dtypes or None, random_seed=settings.random_seed
     )
+
+
+def pipeline_to_save(family: ModelFamily, settings: TaskSettings) -> DiffusionPipeline:
+    """The pipeline of a model that is trained whole, with its frozen text encoders as the checkpoint has them.
+
+    Those held in bfloat16 are loaded anew: kept in float32 from the start, they would take the memory that it spares.
+    """
+    held = held_dtypes(family.facts, settings.trained, settings.speed)
+    rounded = [name for name in held if isinstance(family.pipeline.components.get(name), nn.Module)]
+    if not rounded:
+        return family.pipeline
+    exact = load_family(settings.model, revision=settings.revision, random_seed=settings.random_seed)
+    pipeline = copy.copy(family.pipeline)
+    for name in rounded:
+        setattr(pipeline, name, exact.pipeline.components[name])
+    return pipeline
 
 
 def encoder_names(facts: FamilyFacts) -> tuple[str, ...]:

@@ -118,10 +118,10 @@ def head_numbers(objective: BradleyTerry, pairs: Sequence[PreferencePair]) -> li
     """Which head each pair is for. Raises DataError for pairs of several aspects or of one that has no head."""
     found = sorted({pair.aspect for pair in pairs})
     known = list(objective.aspects) or found[:1]
-    strangers = [aspect or "(none)" for aspect in found if aspect not in known]
+    strangers = [aspect for aspect in found if aspect not in known]
     if strangers:
-        expected = f"expected {', '.join(known)}" if objective.aspects else f"and also {known[0] or '(none)'}"
-        raise DataError(f"pairs of the aspects {', '.join(strangers)}, {expected}; name all in objective.aspects.")
+        expected = f"{'expected' if objective.aspects else 'and also'} {_listed(known)}"
+        raise DataError(f"pairs of the aspects {_listed(strangers)}, {expected}; name all in objective.aspects.")
     lacking = [aspect for aspect in objective.aspects if aspect not in found]
     if lacking:
         raise DataError(f"objective.aspects: no pair of {', '.join(lacking)} to train on; leave it out.")
@@ -129,8 +129,15 @@ def head_numbers(objective: BradleyTerry, pairs: Sequence[PreferencePair]) -> li
 
 
 def _check_held_out(objective: BradleyTerry, held_out: Sequence[PreferencePair], aspect: str) -> None:
-    """Raise DataError unless an interval of every head's accuracy can be given."""
-    for wanted in objective.aspects or (aspect,):
+    """Raise DataError for pairs that no head is for, and unless an interval of every head's accuracy can be given."""
+    known = objective.aspects or (aspect,)
+    strangers = sorted({pair.aspect for pair in held_out} - set(known))
+    if strangers:
+        raise DataError(
+            f"held-out pairs of the aspects {_listed(strangers)}, expected {_listed(known)}; leave them out, or name "
+            "all in objective.aspects and give pairs of each to train on."
+        )
+    for wanted in known:
         groups = {pair.group for pair in held_out if pair.aspect == wanted and not pair.is_tie}
         if len(groups) < 2:
             of_aspect = f" of aspect {wanted!r}" if wanted else ""
@@ -138,6 +145,10 @@ def _check_held_out(objective: BradleyTerry, held_out: Sequence[PreferencePair],
                 f"held-out pairs{of_aspect}: {len(groups)} prompts with a preference, expected 2 at least; "
                 "give more pairs, a larger objective.held_out_share, or held_out_pairs."
             )
+
+
+def _listed(aspects: Sequence[str]) -> str:
+    return ", ".join(aspect or "(none)" for aspect in aspects)
 
 
 def _check_trained(settings: TaskSettings, objective: BradleyTerry) -> None:

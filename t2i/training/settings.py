@@ -256,6 +256,17 @@ def learning_rate_factor(settings: OptimizerSettings, step: int, steps: int) -> 
     return 1.0
 
 
+def warmup_caution(optimizer: OptimizerSettings, steps: int) -> str | None:
+    """What to say of a warm-up that lasts as long as the run; None for a shorter one."""
+    if optimizer.warmup_steps < max(1, steps):
+        return None
+    peak = min(1.0, steps / optimizer.warmup_steps)
+    return (
+        f"optimizer.warmup_steps: {optimizer.warmup_steps}, and loop.steps: {steps}; the learning rate rises to the "
+        f"last step, to {peak:.0%} of its peak. Lower warmup_steps, or train for more steps."
+    )
+
+
 def ema_decay_at(decay: float, step: int) -> float:
     """Decay of the moving average at a step, 0-based: low at first, so that the initial weights are soon forgotten."""
     return min(decay, (1 + step) / (10 + step))

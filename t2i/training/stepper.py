@@ -14,7 +14,13 @@ from t2i import processes
 from t2i.objectives.base import LossOutput
 from t2i.randomness import derive_key
 from t2i.training.average import MovingAverage
-from t2i.training.checkpoint import copy_weights, optimizer_tensors, restore_optimizer
+from t2i.training.checkpoint import (
+    buffer_tensors,
+    copy_weights,
+    optimizer_tensors,
+    restore_buffers,
+    restore_optimizer,
+)
 from t2i.training.measured import StepCost
 from t2i.training.optim import build_optimizer
 from t2i.training.parallel import micro_steps
@@ -25,7 +31,7 @@ from t2i.training.window import MetricsWindow
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-WEIGHTS, AVERAGE, OPTIMIZER, WINDOW = "weights", "ema", "optimizer", "window"
+WEIGHTS, AVERAGE, OPTIMIZER, WINDOW, BUFFERS = "weights", "ema", "optimizer", "window", "buffers"
 """Files of a checkpoint, by their stems."""
 
 
@@ -121,6 +127,8 @@ class Stepper:
         tensors = {WEIGHTS: self.weights(), OPTIMIZER: optimizer_tensors(self.optimizer.optimizer, self.names)}
         if self.average is not None:
             tensors[AVERAGE] = self.average.values
+        if buffers := buffer_tensors(self.trainable.module):
+            tensors[BUFFERS] = buffers
         if self.window.steps:
             # Between two lines of the log, where only signals stop a run: the next line is to tell of all its steps.
             tensors[WINDOW] = self.window.state(self._over_processes)
@@ -132,5 +140,8 @@ class Stepper:
         restore_optimizer(self.optimizer.optimizer, self.names, tensors[OPTIMIZER])
         if self.average is not None:
             copy_weights(tensors[AVERAGE], self.average.values)
+        # Checkpoints of earlier versions have none.
+        if BUFFERS in tensors:
+            restore_buffers(self.trainable.module, tensors[BUFFERS])
         if WINDOW in tensors:
             self.window.restore(tensors[WINDOW], with_sums=processes.is_first())

@@ -40,7 +40,7 @@ from t2i.training.outline import (
     checked_resolution,
 )
 from t2i.training.outputs import ADAPTER_FOLDER, LORA_FILE, save_pipeline
-from t2i.training.placement import encoder_names, load_for_training, place, release
+from t2i.training.placement import encoder_names, load_for_training, pipeline_to_save, place, release
 from t2i.training.settings import FullSettings, LoraSettings, SpeedSettings
 from t2i.training.speed import apply_speed, check_speed
 from t2i.training.trainable import Trainable
@@ -139,7 +139,7 @@ class DiffusionTask:
         if not isinstance(data, DiffusionData):
             return None
         data.check_captions()
-        return data.encode(self.family, data.plan(self.resolution), settings.folder, UNFIT_HELD_OUT_FILE)
+        return data.encode(self.family, data.plan_held_out(self.resolution), settings.folder, UNFIT_HELD_OUT_FILE)
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -177,7 +177,7 @@ class DiffusionTask:
         if denoising is not None and denoising.zero_terminal_snr:
             told = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
             self.family.pipeline.scheduler.register_to_config(**told)
-        return save_pipeline(self.family.pipeline, folder)
+        return save_pipeline(pipeline_to_save(self.family, self.settings), folder)
 
 
 def build_task(settings: TaskSettings, objective: AnyObjective) -> Task:

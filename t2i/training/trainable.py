@@ -41,8 +41,6 @@ class Trainable:
     """Looks at the first batch before step 0 and raises RunError if something is wrong."""
     learning_rate_ratios: dict[str, float] = field(default_factory=dict)
     """Part of a parameter's name -> factor on its learning rate."""
-    has_unused: bool = False
-    """Whether the loss may not depend on some of the parameters; DDP must be told."""
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name."""

@@ -20,7 +20,9 @@ from t2i.randomness import generator
 
 KEY = "sk-very-secret-8131"
 Fault = Callable[[int], str]
-"""Number of a call -> "", "fails", "hangs", "cut", "garbage" or "refuses"."""
+"""Number of a call -> "", "fails", "hangs", "cut", "garbage", "refuses" or "broke"."""
+
+STATUS = {"fails": 500, "refuses": 400, "broke": 402}
 
 
 def no_fault(call: int) -> str:
@@ -90,8 +92,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "hangs":
             self.stub.over.wait(30)
             return None
-        if fault in ("fails", "refuses"):
-            return self._send(500 if fault == "fails" else 400, b"{}")
+        if fault in STATUS:
+            return self._send(STATUS[fault], b"{}")
         if fault == "garbage":
             return self._send(200, b"<html>busy</html>")
         choice = {"message": {"content": text}, "finish_reason": "stop"}

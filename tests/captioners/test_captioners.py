@@ -109,6 +109,19 @@ def test_a_caption_of_two_images_is_refused(tmp_path: Path) -> None:
     captioner.check(sorted(tmp_path.glob("*.??g")))
 
 
+@pytest.mark.parametrize("suffix", [".heic", ".AVIF", ".gif"])
+def test_the_caption_of_a_picture_that_is_not_read_is_left_with_it(tmp_path: Path, suffix: str) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / f"b{suffix}").write_bytes(b"a picture")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("a wall")
+    captioner = tiny.from_recipe(FilesCaptioner, {"type": "files"})
+    rows = list(FolderSource(path=str(tmp_path)).read(tmp_path / "run", 0))
+    captioner.check([Path(row.image) for row in rows])
+    [answer] = tiny.captions(captioner, rows)
+    assert answer == (Caption("caption", "a wall", "file:.txt"),)
+
+
 def test_linked_images_have_the_captions_beside_the_link_and_linked_folders_count(tmp_path: Path) -> None:
     for place in ("store/deep", "mine"):
         (tmp_path / place).mkdir(parents=True)

@@ -16,7 +16,7 @@ from PIL import Image
 from stub_server import KEY, Fault, caption_of, issue_faults, serve
 
 from t2i.captioners import EndpointCaptioner, FuseCaptioner, Refusal
-from t2i.data.sources import load_records
+from t2i.data.sources import load_records, save_records
 from t2i.engine import fingerprint, identity
 from t2i.errors import DataError, ModelError
 from t2i.records import Caption, CaptionedImage
@@ -66,6 +66,11 @@ def finished(folder: Path) -> set[str]:
             answer = values[2] if isinstance(values, list) else values
             texts |= {caption["text"] for caption in answer.get("captions", ())}
     return texts
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """What a finished stage left."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_every_image_ends_with_one_good_caption_or_a_reason_whatever_happens(tmp_path: Path) -> None:
@@ -170,6 +175,91 @@ def test_a_server_that_is_not_there_is_an_error_for_the_last_few_too(tmp_path: P
     rows = [CaptionedImage(str(n), str(write_images(tmp_path / str(n), 1) / "0000.png"), 8, 8) for n in range(3)]
     with pytest.raises(ModelError, match=r"no answer in 2 attempts .*refused.*Mend that and run again"):
         tiny.captions(tiny.from_recipe(EndpointCaptioner, settings(url, attempts=2)), rows)
+
+
+def test_an_account_without_credit_is_an_error_and_answers_are_kept(tmp_path: Path) -> None:
+    source = write_images(tmp_path / "images", 10)
+    with serve(lambda call: "broke" if call == 4 else "") as stub:
+        fields = {"data": {"type": "folder", "path": str(source)}, "captioner": settings(stub.url, parallel=1)}
+        with pytest.raises(ModelError, match=r"refused \(402 .*credit\. Mend that and run again"):
+            tiny.run_stage(CaptionStage, tmp_path / "run/caption", fields)
+        stub.fault = lambda call: ""
+        before = stub.calls
+        assert tiny.run_stage(CaptionStage, tmp_path / "run/caption", fields)["captioned"] == 10
+        assert stub.calls == before + 6
+    assert set(stub.answered.values()) == {1}
+
+
+def test_a_server_silent_about_all_of_the_last_shard_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("t2i.stages.caption.SHARD_SIZE", 8)
+    source = write_images(tmp_path / "images", 12)
+    with serve(lambda call: "fails" if 8 <= call < 12 else "") as stub:
+        fields = {"data": {"type": "folder", "path": str(source)}, "captioner": settings(stub.url, attempts=1)}
+        with pytest.raises(ModelError, match="4 requests in a row got no answer"):
+            tiny.run_stage(CaptionStage, tmp_path / "run/caption", fields)
+        assert stub.calls == 12
+        assert tiny.run_stage(CaptionStage, tmp_path / "run/caption", fields)["captioned"] == 12
+        assert stub.calls == 16
+
+
+def test_one_image_about_which_the_server_is_silent_is_a_reason_and_not_an_error(tmp_path: Path) -> None:
+    [answer] = captions(tmp_path, lambda call: "fails", count=1, attempts=2)
+    assert isinstance(answer, Refusal)
+    assert "no answer in 2 attempts" in answer.reason
+
+
+@pytest.mark.parametrize("came_with", [(), (Caption("dense", "An old one."),)])
+def test_only_the_refused_images_of_a_finished_stage_are_asked_again(
+    tmp_path: Path, came_with: tuple[Caption, ...]
+) -> None:
+    source, first = write_images(tmp_path / "images", 3), tmp_path / "run/first"
+    first.mkdir(parents=True)
+    images = [str(source / f"{number:04d}.png") for number in range(3)]
+    save_records(first, [CaptionedImage(str(n), image, 8, 8, came_with) for n, image in enumerate(images)])
+
+    def run(name: str, **fields: object) -> dict[str, Any]:
+        asked = {"captioner": settings(stub.url, parallel=1), **fields}
+        return tiny.run_stage(CaptionStage, tmp_path / "run" / name, asked, {"data_from": first})
+
+    with serve(lambda call: "cut" if call == 1 else "") as stub:
+        assert run("mended")["refused"] == 1
+        assert run("mended", max_refused=0) == {"images": 3, "captioned": 3, "refused": 0}
+        assert stub.asked == [caption_of(colour(number)) for number in (0, 1, 2, 1)]
+        run("whole")
+    assert written(tmp_path / "run/mended") == written(tmp_path / "run/whole")
+
+
+def test_a_stage_that_ended_before_its_marker_asks_for_nothing(tmp_path: Path) -> None:
+    source, folder = write_images(tmp_path / "images", 3), tmp_path / "run/caption"
+    with serve() as stub:
+        fields = {"data": {"type": "folder", "path": str(source)}, "captioner": settings(stub.url)}
+        facts = tiny.run_stage(CaptionStage, folder, fields)
+        before = written(folder)
+        assert tiny.run_stage(CaptionStage, folder, fields) == facts
+        assert (written(folder), stub.calls) == (before, 3)
+
+
+@pytest.mark.parametrize("change", ["id", "count", "broken"])
+def test_written_records_that_do_not_fit_are_asked_for_again(tmp_path: Path, change: str) -> None:
+    source, folder = write_images(tmp_path / "images", 3), tmp_path / "run/caption"
+    with serve() as stub:
+        fields = {"data": {"type": "folder", "path": str(source)}, "captioner": settings(stub.url)}
+        tiny.run_stage(CaptionStage, folder, fields)
+        before = written(folder)
+        lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
+        others = {"id": lines[0].replace('"id": "', '"id": "0'), "count": "", "broken": "{\n"}
+        (folder / "records.jsonl").write_text("".join([others[change], *lines[1:]]))
+        tiny.run_stage(CaptionStage, folder, fields)
+        assert (written(folder), stub.calls) == (before, 3 + (1 if change == "id" else 3))
+
+
+def test_the_name_of_the_variable_with_the_key_decides_nothing(tmp_path: Path) -> None:
+    data = {"type": "folder", "path": str(write_images(tmp_path / "images", 1))}
+    captioners = [settings("http://localhost:1/v1", key_env=name) for name in ("STUB_KEY", "OTHER_KEY", None)]
+    stages = [tiny.from_recipe(CaptionStage, {"data": data, "captioner": captioner}) for captioner in captioners]
+    assert len({fingerprint(identity(stage, 1, {}, ContentHashes())[0]) for stage in stages}) == 1
 
 
 def test_too_many_refused_are_asked_again_by_the_next_run_and_the_others_are_not(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from t2i.errors import ConfigError, DataError, ModelError
 from t2i.records import Caption, CaptionedImage
 from t2i.stages.caption import CaptionStage
 from t2i.stages.tune_captioner import TuneCaptioner
+from t2i.training.parallel import build_accelerator
 
 sys.path.append(str(Path(__file__).parents[1] / "rewards"))
 import vqa_tiny
@@ -153,6 +154,11 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(qwen: Path, data: Path, t
     resumed, other = weights(tmp_path / "a"), weights(tmp_path / "b", seed=4)
     assert all(torch.equal(first[name], resumed[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_train_stage_of_the_same_process_has_its_own_precision(qwen: Path, data: Path, tmp_path: Path) -> None:
+    tuned(tmp_path / "run/tune", qwen, data, steps=1, captioner=captioner(qwen, dtype="bfloat16"))
+    assert build_accelerator(tmp_path, None).mixed_precision == "no"
 
 
 def test_adapter_files_name_their_layers_in_order(qwen: Path, data: Path, tmp_path: Path) -> None:

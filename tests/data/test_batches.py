@@ -5,14 +5,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from t2i.data.batches import KeyedBatches
+from t2i.data.examples import ImageExamples
+from t2i.data.images import open_image
 from t2i.data.order import Stream
 from t2i.errors import DataError
 from t2i.randomness import generator
+from t2i.records import CaptionedImage
 
 Example = tuple[int, int, int, float]
 
@@ -114,3 +120,16 @@ def test_step_is_described_by_its_records() -> None:
 def test_no_record_is_an_error() -> None:
     with pytest.raises(DataError, match="no image left"):
         batches(0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_error_of_a_data_worker_has_the_message_it_was_raised_with(workers: int, tmp_path: Path) -> None:
+    path = tmp_path / "torn.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:4000])
+    with pytest.raises(DataError) as expected:
+        open_image(path)
+    examples = ImageExamples([CaptionedImage("", str(path), 64, 64)], 32, seed=1)
+    with pytest.raises(DataError) as raised:
+        list(KeyedBatches(examples, 1, 2, 1, workers).micro_batches(0, 1, 0, 1))
+    assert str(raised.value) == str(expected.value)

@@ -14,7 +14,7 @@ from t2i.data.generated import generated_records
 from t2i.data.images import content_id
 from t2i.data.sources import load_records
 from t2i.errors import DataError
-from t2i.records import GeneratedImage, ScoredImage, write_jsonl
+from t2i.records import GeneratedImage, ScoredImage, read_jsonl, write_jsonl
 from t2i.stages.best_of import BestOf
 from t2i.stages.caption import CaptionStage
 from t2i.stages.filter import Filter
@@ -86,6 +86,16 @@ def test_the_best_images_with_their_scores_are_filtered_by_these(tmp_path: Path)
     [row] = load_records(kept / "records.jsonl")
     assert (row.caption("prompt"), row.captions[0].scores) == ("a red cat", {"judge": 0.9})
     assert "judge: 0.4" in (kept / "dropped.jsonl").read_text()
+
+
+def test_an_image_that_was_chosen_keeps_the_sample_and_seed_it_was_painted_with(tmp_path: Path) -> None:
+    generated(tmp_path / "run/gen")
+    best, source = tmp_path / "run/best", scored(tmp_path / "run/score")
+    tiny.run_stage(BestOf, best, {"scorer": "judge", "count": 2}, {"scores_from": source})
+    cat, dog = generated_records(best)
+    assert (Path(cat.image).name, cat.extra["sample"], cat.extra["seed"]) == ("0-1.png", 1, 1)
+    assert (Path(dog.image).name, dog.extra["sample"], dog.extra["seed"]) == ("1-0.png", 0, 10)
+    assert [row.key for row in read_jsonl(best / "scores.jsonl", ScoredImage)] == [("p0", 0, 0), ("p1", 0, 10)]
 
 
 def test_scores_that_are_not_there_are_told(tmp_path: Path) -> None:

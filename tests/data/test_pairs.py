@@ -109,6 +109,29 @@ def test_a_prompt_is_held_out_with_all_its_pairs_whatever_else_is_there() -> Non
     assert fewer == [pair for pair in held_out if pair in pairs[:60]]
 
 
+def test_pairs_of_one_prompt_stay_together_whatever_ids_they_have() -> None:
+    prompts = [f"a prompt {number % 10}" for number in range(20)] + [
+        f"A  Prompt {number % 10} " for number in range(20)
+    ]
+    pairs = [
+        PreferencePair(prompt, f"{number}.png", "x.png", prompt_id=f"{number:04d}")
+        for number, prompt in enumerate(prompts)
+    ]
+    sides = [{" ".join(pair.prompt.lower().split()) for pair in part} for part in hold_out(pairs, 0.5, seed=1)]
+    assert not sides[0] & sides[1]
+    assert len(sides[0] | sides[1]) == 10
+
+
+def test_prompts_are_told_apart_by_their_text_and_not_by_their_id() -> None:
+    trained = [PreferencePair("a cat", "1.png", "2.png", "0000", chosen_id="1", rejected_id="2")]
+    check_apart(trained, [PreferencePair("a dog", "3.png", "4.png", "0000", chosen_id="3", rejected_id="4")])
+    with pytest.raises(DataError, match="1 of 1 held-out pairs share their prompt"):
+        check_apart(trained, [PreferencePair("A cat", "3.png", "4.png", "0001", chosen_id="3", rejected_id="4")])
+    # Without a prompt, by the id, and without either, by the image.
+    assert PreferencePair(" ", "1.png", "2.png", "0000", chosen_id="1").group == "0000"
+    assert PreferencePair("", "1.png", "2.png", chosen_id="1").group == "1"
+
+
 def test_prompts_and_images_on_both_sides_are_refused() -> None:
     trained = [PreferencePair("a", "1.png", "2.png", chosen_id="1", rejected_id="2")]
     check_apart(trained, [PreferencePair("b", "3.png", "4.png", chosen_id="3", rejected_id="4")])

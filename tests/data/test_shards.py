@@ -108,6 +108,16 @@ def test_done_work_is_not_done_again_and_changed_inputs_are(tmp_path: Path) -> N
     assert [answer["text"] for answer in shards.answers()][7] == "ANOTHER"
 
 
+def test_known_answers_are_not_asked_for_and_what_is_there_stands(tmp_path: Path) -> None:
+    Shards(tmp_path / "whole", ITEMS, 5, Shout(tmp_path / "other")).run(1, ignore)
+    shards = Shards(tmp_path / "a", ITEMS, 5, Shout(tmp_path / "log"))
+    shards.seed(lambda number: {"text": ITEMS[number].upper()} if number != 7 else None)
+    shards.seed(lambda number: {"text": "another"})
+    shards.run(1, ignore)
+    assert (tmp_path / "log").read_text().splitlines() == ["item 7"]
+    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "whole")
+
+
 def test_a_shard_that_was_changed_is_done_again(tmp_path: Path) -> None:
     shards = Shards(tmp_path / "a", ITEMS, 5, Shout(tmp_path / "log"))
     shards.run(1, ignore)

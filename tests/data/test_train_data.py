@@ -13,13 +13,20 @@ from painted import paint
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from t2i.data.captions import CaptionMix
+from t2i.data.examples import Dataset
 from t2i.data.held_out import hold_out
 from t2i.data.preview import Preview
 from t2i.data.rows import RecordTable
+from t2i.data.settings import BucketSettings
 from t2i.data.sources import RECORDS_FILE, save_records
 from t2i.errors import ConfigError, DataError
+from t2i.objectives import Denoising
+from t2i.randomness import derive_key
 from t2i.stages.base import InspectContext
 from t2i.stages.train import Train
+from t2i.training.settings import LoraSettings
+from t2i.training.tasks import DiffusionTask, TaskSettings
 
 LORA = {"type": "lora", "rank": 2}
 BASE = {"model": "m", "data_from": "caption", "captions": {"caption": 1}, "optimizer": {"learning_rate": 1e-3}}
@@ -197,3 +204,50 @@ def test_images_that_do_not_fit_are_named_whether_they_are_held_out_or_not(tmp_p
     ]
     assert not named[0] & named[1]
     assert len(named[0] | named[1]) == 6
+
+
+def holding_out(folder: Path, sizes: list[tuple[int, int]]) -> DiffusionTask:
+    """A task that holds out one image, of each of these sizes, of as many data sets."""
+    mix = CaptionMix({"caption": 1.0}, dropout=0.0)
+    datasets = tuple(Dataset(number, number + 1, mix) for number in range(len(sizes)))
+    settings = TaskSettings(
+        model=str(tiny.sd1()),
+        revision=None,
+        random_seed=None,
+        trained=LoraSettings(rank=2),
+        mix=mix,
+        resolution=32,
+        posterior="mode",
+        records=paint(folder / "kept", [(48, 48)] * 2),
+        seed=7,
+        folder=folder,
+        encode_batch_size=4,
+        buckets=BucketSettings(step=8, unfit="drop"),
+        held_out=(paint(folder / "held", sizes), datasets),
+    )
+    return DiffusionTask(settings, Denoising())
+
+
+def test_images_held_out_of_one_data_set_may_all_fit_no_bucket(tmp_path: Path) -> None:
+    held_out = holding_out(tmp_path, [(200, 20), (48, 48)]).held_out
+    assert held_out is not None
+    assert (held_out.framing.plan.of_record >= 0).tolist() == [False, True]
+
+
+def test_images_held_out_of_which_none_fits_a_bucket_are_refused_by_their_setting(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"held_out\.share: none of the 2 images held out fits a bucket"):
+        holding_out(tmp_path, [(200, 20), (20, 200)])
+
+
+def test_inspect_refuses_a_bucket_that_is_too_small_without_what_is_held_out(tmp_path: Path) -> None:
+    stage = pictures(tmp_path, "own", [(48, 48)] * 6 + [(60, 42)] * 2, "dog {}")
+    rows = RecordTable(stage / RECORDS_FILE)
+    # Of the two wide images one is held out: the share lies between their draws.
+    share = sum(derive_key(7, f"held out {row.id}") for row in rows[6:]) / 2.0**129
+    fields = {"resolution": 32, "buckets": BUCKETS, "held_out": {"share": share, "examples": 2}}
+    with pytest.raises(DataError, match=r"a batch of 2 is larger .* 40x24 \(1\)") as ran:
+        train(tmp_path / "train", [stage], **fields)
+    given = {**BASE, "model": str(tiny.sd1()), "data_from": "own", "trained": LORA, "loop": LOOP, **fields}
+    with pytest.raises(DataError) as inspected:
+        tiny.from_recipe(Train, given).inspect(InspectContext({"data_from": [Preview(rows)]}, 7))
+    assert str(inspected.value) == str(ran.value)

@@ -128,6 +128,12 @@ def test_several_held_out_comparisons_are_counted_below_the_headline(report: Rep
     assert "Of 2 held-out comparisons: 1 better, 1 not measured." in render(report)
 
 
+def test_intervals_of_categories_are_told_apart_from_their_verdicts(report: Report) -> None:
+    said = "Each interval is for its own category"
+    assert said in render(report)
+    assert said not in render(replace(report, categories=()))
+
+
 def test_an_empty_report_has_no_empty_sections() -> None:
     page = Page(render(Report(title="t", recipe_name="r", created="c")))
     assert "No comparison was made." in page.text

@@ -166,6 +166,13 @@ def test_servers_that_cannot_answer_are_an_error(serve: Callable, reply: Reply, 
     assert len(server.bodies) == requests
 
 
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
+def test_what_is_not_about_a_request_ends_all_of_them(serve: Callable, status: int):
+    server = serve(lambda body, number: (status, {}, b"sorry"))
+    with pytest.raises(ModelError, match=rf"refused \({status} sorry\); check url, model, key and credit"):
+        ChatEndpoint(server.url, "m", None, parallel=1).try_complete([say("hello")])
+
+
 def test_the_key_is_sent_and_never_told(serve: Callable, monkeypatch: pytest.MonkeyPatch):
     server = serve(lambda body, number: (401, {}, b"wrong"))
     endpoint = ChatEndpoint(server.url, "m", "TEST_ENDPOINT_KEY")

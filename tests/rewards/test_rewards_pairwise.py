@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rewards.errors import InputError
-from rewards.pairwise import ReliabilityBin, calibration, pairwise_accuracy
+from rewards.pairwise import ReliabilityBin, calibration, pairwise_accuracy, share_by_prompt
 from rewards.statistics import wilson_interval
 
 
@@ -25,6 +25,20 @@ def test_several_pairs_of_a_prompt_are_one_observation() -> None:
     assert found.value == pytest.approx(9 / 10)
     assert found.clusters == 10
     assert 0.0 <= found.low < found.value < found.high <= 1.0
+
+
+def test_prompts_that_agree_are_as_many_trials_as_there_are_prompts() -> None:
+    found = pairwise_accuracy([1] * 8, [1] * 8, list("aabbccdd"))
+    assert found == wilson_interval(4, 4)
+    # Wilson's lower end for n of n is n / (n + z^2), with z^2 = 3.8415: 4 / 7.8415.
+    assert (found.low, found.high) == (pytest.approx(0.5101, abs=1e-4), 1.0)
+    # Every prompt half right: the interval is that of 2 of 4 and not a point.
+    assert pairwise_accuracy([1, -1] * 4, [1] * 8, list("aabbccdd")) == wilson_interval(2, 4)
+
+
+def test_a_share_of_one_prompt_is_one_trial() -> None:
+    found = share_by_prompt({"a": [1.0] * 28})
+    assert (found.value, found.low, found.clusters) == (1.0, pytest.approx(1 / 4.8415, abs=1e-4), 1)
 
 
 def test_calibration_by_hand() -> None:

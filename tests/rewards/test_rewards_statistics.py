@@ -118,6 +118,12 @@ def test_wilson_interval_mirrors_and_refuses_nonsense():
             wilson_interval(successes, trials)
 
 
+def test_wilson_interval_holds_its_rate_whatever_rounding_does():
+    for trials in range(1, 200):
+        assert wilson_interval(trials, trials).high == 1.0
+        assert wilson_interval(0, trials).low == 0.0
+
+
 def test_comparison_by_hand():
     a = {("p", 0): 1.0, ("q", 0): 2.0, ("r", 0): 3.0, ("s", 0): 4.0}
     b = {("p", 0): 0.0, ("q", 0): 2.0, ("r", 0): 1.0, ("s", 0): 5.0}

@@ -47,6 +47,16 @@ def test_best_of_the_first_few_by_the_scorer(tmp_path: Path) -> None:
     assert chosen(tmp_path / "loss", source, scorer="loss", count=3) == ["a1", "b2"]
 
 
+def test_the_chosen_rows_are_written_as_painted_and_as_compared(tmp_path: Path) -> None:
+    chosen(tmp_path / "best", scored(tmp_path / "score"), scorer="judge", count=3)
+    painted, compared = (
+        list(read_jsonl(tmp_path / "best" / name, ScoredImage)) for name in ("chosen.jsonl", "scores.jsonl")
+    )
+    assert [row.key for row in painted] == [("a", 1, 11), ("b", 2, 12)]
+    assert [row.key for row in compared] == [("a", 0, 10), ("b", 0, 10)]
+    assert [row.image for row in painted] == [row.image for row in compared]
+
+
 def test_compared_with_one_draw_of_each_prompt_and_marked_as_optimised(tmp_path: Path) -> None:
     chosen(tmp_path / "best", scored(tmp_path / "score"), scorer="judge", count=3)
     base = scored(tmp_path / "base", samples=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,28 @@ def test_number_of_workers_does_not_change_a_byte(tmp_path: Path) -> None:
     names = sorted(path.name for path in (tmp_path / "run/1").iterdir())
     assert names == ["records.jsonl", "refused.jsonl"]
     assert all((tmp_path / "run/1" / name).read_bytes() == (tmp_path / "run/2" / name).read_bytes() for name in names)
+
+
+ENDPOINT = {"type": "endpoint", "url": "http://localhost:1/v1", "model": "m"}
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: {"type": "fuse", "model": model}])
+def test_a_rate_limit_is_that_of_one_process(wrap: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    limited = wrap({**ENDPOINT, "requests_per_minute": 60})
+    data = {"type": "folder", "path": "x"}
+    with pytest.raises(ValidationError, match=r"each of 4 processes would send its own requests_per_minute \(60\)"):
+        tiny.from_recipe(CaptionStage, {"data": data, "captioner": limited, "workers": 4})
+    tiny.from_recipe(CaptionStage, {"data": data, "captioner": limited})
+    tiny.from_recipe(CaptionStage, {"data": data, "captioner": wrap(ENDPOINT), "workers": 4})
+
+
+def test_caption_files_are_read_anew_by_every_run(tmp_path: Path) -> None:
+    source = tiny.write_photographs(tmp_path / "photographs", count=1)
+    run(tmp_path / "run/caption", source)
+    (source / "astronaut.txt").write_text("another text")
+    run(tmp_path / "run/caption", source)
+    [row] = load_records(tmp_path / "run/caption/records.jsonl")
+    assert row.texts("caption") == ("another text",)
 
 
 def test_exactly_one_source_of_images() -> None:

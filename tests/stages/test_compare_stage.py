@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,71 @@ def test_categories_have_rows_of_their_own(tmp_path: Path) -> None:
     assert found == pytest.approx(gain)
 
 
+def by_category(folder: Path, scores: Mapping[str, Sequence[float]]) -> Path:
+    """A finished score stage of the judge alone: category -> its number for each of the category's prompts."""
+    folder.mkdir(parents=True)
+    rows = [
+        ScoredImage(f"{category} {number}", "a cat", number, "x.png", 0, category, {"judge": value})
+        for category, values in scores.items()
+        for number, value in enumerate(values)
+    ]
+    write_jsonl(folder / "scores.jsonl", rows)
+    (folder / "scorers.json").write_text(json.dumps(SCORERS[:1]))
+    return folder
+
+
+def compare_categories(
+    tmp_path: Path, differences: Mapping[str, Sequence[float]], resamples: int = 1000
+) -> dict[str, dict[str, Any]]:
+    """Rows by category of an arm that differs from another by so much for each prompt."""
+    a = by_category(tmp_path / "base", {category: [0.0] * len(values) for category, values in differences.items()})
+    _, result = compare(tmp_path, a, by_category(tmp_path / "tuned", differences), resamples=resamples)
+    return {found["category"]: found for found in result["categories"]}
+
+
+def test_a_category_is_judged_among_all_categories_by_hand(tmp_path: Path) -> None:
+    rows = compare_categories(tmp_path, {"gain": [1.0] * 6, "same": [0.0] * 6, "single": [5.0]})
+    # Of the 64 patterns of signs 2 reach a sum of 6, all reach one of 0; the single prompt is not measured.
+    assert (rows["gain"]["p_value"], rows["same"]["p_value"]) == (2 / 64, 1.0)
+    assert (rows["gain"]["adjusted"], rows["same"]["adjusted"]) == (2 * 2 / 64, 1.0)
+    assert {row["verdict"] for row in rows.values()} == {"not distinguishable", "not measured"}
+    assert rows["gain"]["sentence"].startswith("not distinguishable among all rows of categories (p 0.062 by Holm)")
+    assert "on its own, tuned is better" in rows["gain"]["sentence"]
+    assert "adjusted" not in rows["single"]
+
+
+def test_noise_gives_no_category_a_verdict(tmp_path: Path) -> None:
+    # Each pattern of six signs once, as noise has them on average: on their own, the two of one sign are clear of 0.
+    noise = {"".join(signs): [float(f"{sign}1") for sign in signs] for signs in product("+-", repeat=6)}
+    rows = compare_categories(tmp_path, noise)
+    clear = {category for category, row in rows.items() if row["low"] > 0 or row["high"] < 0}
+    assert clear == {"++++++", "------"}
+    assert {row["verdict"] for row in rows.values()} == {"not distinguishable"}
+
+
+def test_a_strong_effect_in_one_of_five_categories_keeps_its_verdict(tmp_path: Path) -> None:
+    gains = {"gain": [1.0 + 0.01 * number for number in range(10)]}
+    rows = compare_categories(tmp_path, gains | {f"c{number}": [0.2, -0.2] * 5 for number in range(4)}, resamples=2000)
+    assert rows["gain"]["adjusted"] == pytest.approx(5 * 2 / 2**10)
+    assert rows["gain"]["verdict"] == "better"
+    assert rows["gain"]["sentence"].startswith("tuned is better")
+    assert {row["verdict"] for category, row in rows.items() if category != "gain"} == {"not distinguishable"}
+
+
+def test_overall_rows_are_corrected_without_the_controls_and_keep_their_verdicts(tmp_path: Path) -> None:
+    def better(prompt: int, sample: int) -> tuple[float, float]:
+        judge, loss = base(prompt, sample)
+        return judge + 0.1 + 0.01 * prompt, loss - 0.5
+
+    both = [row | {"role": "held_out"} for row in SCORERS]
+    rows, _ = compare(tmp_path / "one", arm(tmp_path / "a", base), arm(tmp_path / "b", better))
+    assert rows["judge"]["adjusted"] == rows["judge"]["p_value"] == pytest.approx(1 / 1001)
+    assert "adjusted" not in rows["loss"]
+    rows, _ = compare(tmp_path / "two", arm(tmp_path / "c", base, both), arm(tmp_path / "d", better, both))
+    assert [rows[label]["adjusted"] for label in ("judge", "loss")] == pytest.approx([2 / 1001] * 2)
+    assert [rows[label]["verdict"] for label in ("judge", "loss")] == ["better", "better"]
+
+
 def drop_last(folder: Path) -> None:
     lines = (folder / "scores.jsonl").read_text().splitlines()
     (folder / "scores.jsonl").write_text("\n".join(lines[:-1]) + "\n")
@@ -242,3 +308,18 @@ def test_a_scorer_that_picked_the_weights_is_marked_and_those_of_their_training_
     assert {label: found["role"] for label, found in rows.items()} == {"judge": "train", "loss": "held_out"}
     assert optimised_against(b) == {"id of judge"}
     assert optimised_against(b, picks=False) == set()
+
+
+@pytest.mark.parametrize("result", ["best", "last"])
+def test_a_scorer_by_which_a_guard_chose_the_checkpoint_is_marked_and_may_pick_all_the_same(
+    tmp_path: Path, result: str
+) -> None:
+    scorers = [row | {"id": f"id of {row['label']}", "role": "held_out"} for row in SCORERS]
+    train = made(tmp_path / "train", [], "train")
+    facts = {"chosen_by": ["id of loss"], **({"picked_by": ["id of judge"]} if result == "best" else {})}
+    (train / "done.json").write_text(json.dumps({"facts": facts}))
+    a, b = (arm(tmp_path / name, base, scorers) for name in ("a", "b"))
+    rows, _ = compare(tmp_path, made(a, []), made(b, [made(tmp_path / "images", [train])]))
+    judge = "train" if result == "best" else "held_out"
+    assert {label: found["role"] for label, found in rows.items()} == {"judge": judge, "loss": "train"}
+    assert optimised_against(b, picks=False) == {"id of loss"}

@@ -54,6 +54,13 @@ def test_weights_by_module_are_searched_for_in_names(tmp_path: Path) -> None:
     assert largest_error(expected, read(tmp_path / "merged" / path)) <= 1e-6
 
 
+def test_weights_of_modules_that_no_adapter_has_are_refused(tmp_path: Path) -> None:
+    one = stage_with_adapter(tmp_path / "one")
+    fields = {"model": str(tiny.sd1()), "modules": [{"match": "lora_te", "weights": [0]}]}
+    with pytest.raises(ConfigError, match=r"modules: 'lora_te' matches no module of the adapters; nearest: \w+\."):
+        tiny.run_stage(Merge, tmp_path / "merged", fields, {"weights_from": one})
+
+
 def test_weights_for_more_adapters_than_there_are_is_refused(tmp_path: Path) -> None:
     """As when a wildcard names three rounds and two were run."""
     one = stage_with_adapter(tmp_path / "one")

@@ -15,6 +15,7 @@ import tiny
 from PIL import Image
 from pydantic import ValidationError
 
+from t2i.data.pair_tables import PairTable
 from t2i.data.pairs import PAIRS_FILE, iterate_pairs
 from t2i.engine import plan
 from t2i.engine import run as run_recipe
@@ -304,6 +305,24 @@ def test_wrong_rows_are_refused_by_name(tmp_path: Path, row: dict[str, Any], mes
     images(tmp_path)
     with pytest.raises(DataError, match=message):
         from_table(tmp_path, [row], "jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('"a cat" and a dog,1.png,2.png', r"not CSV \(',' expected after"),
+        ('"a cat and a dog,1.png,2.png', r"not CSV \(unexpected end of data"),
+        ("LONG,1.png,2.png", r"not CSV \(field larger than field limit"),
+        ("a cat, and a dog,1.png,2.png", "more values than the 3 columns"),
+    ],
+)
+def test_csv_rows_that_would_be_read_otherwise_than_meant_are_refused(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "table.csv"
+    # Readers of captions raise the module's limit for all that come after them.
+    line = line.replace("LONG", "a" * (csv.field_size_limit() + 1))
+    path.write_text(f"prompt,chosen,rejected\np,0.png,1.png\n{line}\nq,2.png,3.png\n")
+    with pytest.raises(DataError, match=rf"table\.csv:3: {message}"):
+        list(PairTable(path=str(path)).read())
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])

@@ -12,7 +12,7 @@ from PIL import Image
 from t2i.captioners.adapters import adapter_hash
 from t2i.data.sources import RECORDS_FILE, load_records
 from t2i.engine import run
-from t2i.errors import DataError, MissingDependencyError
+from t2i.errors import ConfigError, DataError, MissingDependencyError
 from t2i.recipe import Recipe
 
 sys.path.append(str(Path(__file__).parents[1] / "rewards"))
@@ -88,6 +88,17 @@ def test_a_caption_longer_than_is_asked_for_is_refused_by_name(tmp_path: Path, m
     (pictures / "red.txt").write_text("red " * 30)
     with pytest.raises(DataError, match=r"red\.png: \d+ tokens with the end, and captioner\.max_tokens is 12"):
         run(recipe(tmp_path, model, pictures), tmp_path / "runs")
+
+
+def test_several_processes_are_told_to_run_it_alone_first(
+    tmp_path: Path, model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [_, tuning] = recipe(tmp_path, model, pictures, captions=False).stages
+    tuning.check()
+    for name, value in (("LOCAL_RANK", "0"), ("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"tune_captioner: found 2 processes.* run it without torchrun first"):
+        tuning.check()
 
 
 def test_without_trl_one_line_says_what_to_install(

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from t2i.families import load_family
 from t2i.objectives import Denoising, DiffusionDPO
+from t2i.training import outline
 from t2i.training.arithmetic import step_arithmetic
 from t2i.training.outline import TrainingOutline, outline_training
 from t2i.training.settings import FullSettings, LoraSettings
@@ -158,3 +159,27 @@ def test_memory_is_a_little_more_than_what_a_real_step_keeps_between_its_passes(
     real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     counted = outline_of(tiny.sd1(), tmp_path).step((32, 32), 2, text_is_cached=True, dtype=torch.float32)
     assert real < counted.activation_bytes < 1.1 * real
+
+
+def test_what_equal_outlines_take_is_counted_once_and_what_others_take_is_not_mistaken_for_it(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.build_pipeline("epsilon")
+    model.save_pretrained(tmp_path / "model")
+    counted: list[object] = []
+    monkeypatch.setattr(outline, "_COUNTED", {})
+    monkeypatch.setattr(outline, "step_arithmetic", lambda *given: counted.append(1) or step_arithmetic(*given))
+
+    def taken(objective: Denoising | DiffusionDPO, rank: int = 4, **request: Any) -> int:
+        made = outline_training(settings_for(tmp_path / "model", tmp_path, LoraSettings(rank=rank)), objective)
+        return made.step((32, 32), 2, **{"text_is_cached": False, "dtype": torch.float32} | request).flops
+
+    different = [
+        taken(Denoising()),
+        taken(DiffusionDPO(beta=1.0)),
+        taken(Denoising(), rank=8),
+        taken(Denoising(), text_is_cached=True),
+    ]
+    assert len(set(different)) == len(counted) == len(different)
+    assert taken(Denoising()) == different[0]
+    assert len(counted) == len(different)

@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 import rewards
 from t2i.randomness import image_seed
 from t2i.sampling import Sampler, SamplingSettings
+from t2i.stages.score import Scorer
+from t2i.stages.score_rules import id_of
 from t2i.stages.train import Train
 from t2i.training.guard import Guard, read_readings
 from t2i.training.overoptimisation import Reading, Rule
@@ -133,12 +135,20 @@ def test_a_run_that_follows_its_reward_is_stopped_and_the_right_weights_kept(
         assert sorted(row.scores.values()) == sorted(unguarded[row.step].values())
 
 
+def test_the_rewards_that_are_trained_on_and_the_one_that_chose_the_result_are_told(
+    watched: tuple[Path, dict[str, Any]],
+) -> None:
+    bright, dark = (id_of(Scorer(name=name)) for name in (BRIGHT, DARK))
+    assert (watched[1]["chosen_by"], watched[1]["picked_by"]) == ([bright], [dark])
+
+
 def test_a_sound_run_is_not_stopped_and_its_best_step_is_the_result(
     watched: tuple[Path, dict[str, Any]], rising: str, tmp_path: Path
 ) -> None:
     facts = train(tmp_path / "train", guard=guard(rising, rising, result="last"))
     assert not facts["guard"]["stopped"]
     assert facts["steps"] == 10
+    assert "picked_by" not in facts
     means = {row.step: float(np.mean(row.scores["judge"])) for row in read_readings(tmp_path / "train")}
     assert facts["guard"]["best_step"] == max((step for step in means if step), key=lambda step: means[step])
     result, [file] = load_file(tmp_path / "train" / facts["adapter"]), (tmp_path / "train/best").iterdir()

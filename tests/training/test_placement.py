@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 from tiny_flow import FAMILIES
 from torch import nn
 
 from t2i.families import load_family
 from t2i.families.outline import outline_family
+from t2i.stages.train import Train
 from t2i.training import tasks
 from t2i.training.placement import held_dtypes
 from t2i.training.settings import FullSettings, LoopSettings, LoraSettings, SpeedSettings, check_precision
@@ -105,3 +107,25 @@ def test_text_encoders_in_bf16_tell_the_denoiser_nearly_the_same(name: str) -> N
     assert losses[1].dtype == torch.float32
     assert not torch.equal(losses[0], losses[1])
     torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("init", ["pretrained", "random"])
+def test_text_encoders_held_in_bf16_are_saved_as_the_checkpoint_has_them(init: str, tmp_path: Path) -> None:
+    fields = {
+        "model": str(tiny.sd1()),
+        "init": init,
+        "captions": {"caption": 1},
+        "trained": {"type": "full", "components": ["unet"]},
+        "optimizer": {"learning_rate": 1e-3},
+        "loop": {"steps": 1, "batch_size": 2},
+        "speed": {"text_encoders": "bf16"},
+    }
+    inputs = {"data_from": tiny.captioned_photographs()}
+    facts = tiny.run_stage(Train, tmp_path / "train", fields, inputs, seed=7)
+    folder = tmp_path / "train" / facts["model"]
+    assert {value.dtype for value in load_file(folder / "text_encoder/model.safetensors").values()} == {torch.float32}
+    exact = load_family(str(tiny.sd1()), random_seed=7 if init == "random" else None).pipeline.components
+    saved = load_family(str(folder)).pipeline.components
+    for name, is_exact in {"text_encoder": True, "vae": True, "unet": False}.items():
+        found, expected = saved[name].state_dict(), exact[name].state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in found.items()) == is_exact

@@ -20,13 +20,15 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 from t2i import processes
 from t2i.data.sources import load_records
 from t2i.errors import ConfigError, DataError, RunError
+from t2i.objectives import Autoencoder
 from t2i.objectives.base import DiffusionBatch
 from t2i.records import CaptionedImage
 from t2i.stages.train import Train
+from t2i.training.image_tasks import AutoencoderTask
 from t2i.training.log import read_metrics
 from t2i.training.settings import FullSettings, SpeedSettings
 from t2i.training.speed import apply_speed
-from t2i.training.tasks import build_task
+from t2i.training.tasks import TaskSettings, build_task
 
 LOOP = {"steps": 2, "batch_size": 4, "log_every": 1}
 OPTIMIZER = {"learning_rate": 1e-3}
@@ -192,6 +194,36 @@ def test_trained_autoencoder_keeps_the_scale_that_its_denoiser_knows(tmp_path: P
     assert not torch.equal(made["vae/encoder.conv_in.weight"], shipped["vae/encoder.conv_in.weight"])
 
 
+def saved_autoencoder(folder: Path, portion: int, count: int = 6) -> tuple[dict[str, Any], list[int], list[int]]:
+    """Facts of saving an autoencoder of fresh weights, and how many images it encoded and decoded at a time."""
+    folder.mkdir()
+    photographs = list(load_records(tiny.captioned_photographs() / "records.jsonl"))
+    common: dict[str, Any] = {"mix": None, "resolution": 32, "posterior": "mode", "revision": None, "random_seed": 3}
+    common |= {"trained": FullSettings(components=("vae",)), "records": (photographs * count)[:count]}
+    settings = TaskSettings(model=str(tiny.sd1()), seed=7, folder=folder, encode_batch_size=portion, **common)
+    task = AutoencoderTask(settings, Autoencoder())
+    encoded: list[int] = []
+    decoded: list[int] = []
+    task.vae.encoder.register_forward_pre_hook(lambda _, inputs: encoded.append(len(inputs[0])))
+    task.vae.decoder.register_forward_pre_hook(lambda _, inputs: decoded.append(len(inputs[0])))
+    return task.save({}), encoded, decoded
+
+
+def test_an_autoencoder_is_measured_in_portions_that_change_nothing(tmp_path: Path) -> None:
+    facts, encoded, decoded = saved_autoencoder(tmp_path / "portions", 2)
+    assert encoded == decoded == [2, 2, 2]
+    whole, *at_once = saved_autoencoder(tmp_path / "whole", 64)
+    assert at_once == [[6], [6]]
+    assert facts["psnr_db"] == pytest.approx(whole["psnr_db"], abs=1e-3)
+    assert facts["scaling_factor"] == pytest.approx(whole["scaling_factor"], rel=1e-4)
+
+
+def test_an_autoencoder_is_measured_on_512_images_at_most(tmp_path: Path) -> None:
+    _, encoded, decoded = saved_autoencoder(tmp_path / "train", 50, count=513)
+    assert encoded == [50, 50, 50, 50, 50, 7]
+    assert decoded == [50, 14]
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny CLIPModel of 16 px pictures."""
@@ -318,6 +350,14 @@ def test_reader_that_cannot_be_imported_is_refused(tmp_path: Path, reader: str) 
             {
                 "captions": {"alt": 1},
                 "trained": {"type": "full", "components": ["unet"]},
+                "samples": {"prompts": ["a cat"], "sampling": {"lora_scale": 0.5}},
+            },
+            r"samples\.sampling\.lora_scale: it scales an adapter, and `trained` is full",
+        ),
+        (
+            {
+                "captions": {"alt": 1},
+                "trained": {"type": "full", "components": ["unet"]},
                 "layouts": ["kohya"],
             },
             "layouts: only the LoRA of a denoiser",
@@ -341,6 +381,34 @@ def test_reader_that_cannot_be_imported_is_refused(tmp_path: Path, reader: str) 
                 "adapter": "x.safetensors",
             },
             "bradley_terry starts from no LoRA",
+        ),
+        (
+            {
+                "objective": {"type": "autoencoder"},
+                "trained": {"type": "full", "components": ["vae"]},
+                "captions": {"alt": 1},
+            },
+            "captions: autoencoder does not use it",
+        ),
+        (
+            {
+                "model": None,
+                "objective": {"type": "classification", "reader": "a:B"},
+                "trained": {"type": "full", "components": ["model"]},
+                "posterior": "mode",
+                "init": "random",
+            },
+            "posterior: classification does not use it",
+        ),
+        (
+            {
+                "data_from": None,
+                "pairs_from": "pair",
+                "objective": {"type": "bradley_terry"},
+                "trained": {"type": "lora", "rank": 2},
+                "resolution": 64,
+            },
+            "resolution: bradley_terry does not use it",
         ),
         ({"captions": {"alt": 1}, "loop": {**LOOP, "batch_size": 3, "micro_batch_size": 2}}, "must be a multiple"),
         ({"captions": {"alt": 1}, "loop": {**LOOP, "ema_decay": 1.0}}, "less than 1"),

@@ -18,8 +18,8 @@ from t2i.errors import ConfigError, RunError
 from t2i.objectives.base import LossOutput
 from t2i.training.log import read_metrics
 from t2i.training.loop import FitResult, Probe, Trainable, fit
-from t2i.training.parallel import micro_steps
-from t2i.training.settings import LoopSettings, OptimizerSettings, ema_decay_at, learning_rate_factor
+from t2i.training.parallel import build_accelerator, micro_steps
+from t2i.training.settings import LoopSettings, OptimizerSettings, ema_decay_at, learning_rate_factor, warmup_caution
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,12 @@ def test_learning_rate_schedule(tmp_path: Path, schedule: str, factors: list[flo
     assert logged == pytest.approx([0.2 * factor for factor in factors], rel=1e-6)
 
 
+@pytest.mark.parametrize(("warmup", "said"), [(0, None), (3, None), (4, "100%"), (16, "25%")])
+def test_a_warm_up_as_long_as_the_run_is_told(warmup: int, said: str | None) -> None:
+    line = warmup_caution(OptimizerSettings(learning_rate=0.1, warmup_steps=warmup), 4)
+    assert line is None if said is None else said in str(line)
+
+
 def test_moving_average_by_hand(tmp_path: Path) -> None:
     steps = [[0.25, 0.5], [0.1, -0.3], [2.0, 1.0]]
     result = run(tmp_path, steps, ema_decay=0.15)
@@ -265,6 +271,13 @@ def test_a_portion_without_a_size_is_the_process_s_share_of_the_batch(
     portion: int | None, processes: int, examples: int
 ) -> None:
     assert LoopSettings(steps=1, batch_size=8, micro_batch_size=portion).portion(processes) == examples
+
+
+def test_gradients_are_never_sorted_into_other_buckets(tmp_path: Path) -> None:
+    ddp = build_accelerator(tmp_path, None).ddp_handler
+    assert ddp is not None
+    # DDP rebuilds its buckets only where it does not look for unused parameters.
+    assert (ddp.find_unused_parameters, ddp.static_graph) == (True, False)
 
 
 def test_module_without_trained_parameters_is_refused(tmp_path: Path) -> None:
