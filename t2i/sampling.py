@@ -199,7 +199,7 @@ def _check_one_step(settings: SamplingSettings, pipeline: object) -> None:
         )
 
 
-def _with_zero_terminal_snr(scheduler: Any, family: ModelFamily) -> object:
+def _with_zero_terminal_snr(scheduler: Any, family: ModelFamily) -> Any:
     """Raises ConfigError for a model whose noise has no such end, and for a sampler that cannot begin there."""
     from t2i.noise import with_zero_terminal_snr
 
@@ -219,7 +219,7 @@ def _check_begins_in_noise(kind: type[Any]) -> None:
         )
 
 
-def _scheduler(name: str, config: Any) -> object:
+def _scheduler(name: str, config: Any) -> Any:
     import diffusers
 
     # DDIM clips images to -1 .. 1 unless told otherwise, and configs of schedulers without that option do not say.
